@@ -1,0 +1,189 @@
+"""Batched penalised least squares: the mode of every voxel's posterior, and of a region's population.
+
+These give the sampler its starting points and the Gaussian approximation of each voxel's likelihood.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivimbayes.priors import TissuePrior
+from ivimbayes.signals import SIGNALS
+
+MODE_STEPS = 60
+POPULATION_STEPS = 40
+SPREAD_WEIGHT = 4.0  # pseudo-voxels that hold the spread near its prior scale while it is estimated
+
+
+@dataclass(frozen=True)
+class Population:
+    """A mode of a region's population, with the Gaussian approximation of each voxel's likelihood there.
+
+    Attributes
+    ----------
+    mean : ndarray (parameter,)
+        Mean of theta.
+    covariance : ndarray (parameter, parameter)
+        Covariance of theta between voxels.
+    sigma : float
+        Noise standard deviation of one measurement.
+    precision : ndarray (voxel, parameter, parameter)
+        Gauss-Newton Hessian of the negative log-likelihood of each voxel in theta.
+    shift : ndarray (voxel, parameter)
+        ``precision`` times the centre of that approximation.
+    S0 : ndarray (voxel,)
+        Least-squares S0.
+    log_evidence : float
+        Laplace approximation up to a constant, to rank modes of one region.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    sigma: float
+    precision: np.ndarray
+    shift: np.ndarray
+    S0: np.ndarray
+    log_evidence: float
+
+
+def voxel_modes(
+    signal: np.ndarray,
+    averages: np.ndarray,
+    b: np.ndarray,
+    sigma: float,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    start: np.ndarray | None = None,
+    model: str = "biexponential",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Posterior mode of every voxel by Levenberg-Marquardt, S0 profiled out, all voxels at once.
+
+    Parameters
+    ----------
+    signal, averages : ndarray (voxel, measurement)
+        Measurements and the number of images averaged into each.
+    b : ndarray (measurement,)
+        s/mm².
+    sigma : float
+        Noise standard deviation of one measurement.
+    mean, covariance : ndarray (parameter,), (parameter, parameter)
+        Normal prior of theta.
+    start : ndarray (voxel, parameter), optional
+        Starting points; `mean` when not given.
+    model : str
+        A name in `SIGNALS`.
+
+    Returns
+    -------
+    theta : ndarray (voxel, parameter)
+    precision : ndarray (voxel, parameter, parameter)
+        Gauss-Newton Hessian of the negative log-likelihood, without the prior.
+    S0, square : ndarray (voxel,)
+        Least-squares S0 and the weighted sum of squared residuals.
+    """
+    root = np.sqrt(averages)
+    y, P = root * signal, np.linalg.inv(covariance)
+    theta = np.broadcast_to(mean, (len(y), len(mean))).copy() if start is None else start.copy()
+    damping = np.full(len(y), 1e-3)
+    current = _evaluate(y, root, b, theta, model)
+    objective = current[3] / sigma**2 + _quadratic(theta - mean, P)
+    for _ in range(MODE_STEPS):
+        S0, J, residual, _ = current
+        gradient = np.einsum("vpk,vk->vp", J, residual) / sigma**2 - (theta - mean) @ P
+        H = np.einsum("vpk,vqk->vpq", J, J) / sigma**2 + P
+        damped = H + damping[:, None, None] * np.eye(len(mean)) * np.diagonal(H, axis1=1, axis2=2)[:, None, :]
+        step = np.clip(np.linalg.solve(damped, gradient[..., None])[..., 0], -2, 2)
+        trial = _evaluate(y, root, b, theta + step, model)
+        value = trial[3] / sigma**2 + _quadratic(theta + step - mean, P)
+        better = value <= objective
+        gain = np.where(better, objective - value, np.inf)
+        theta = np.where(better[:, None], theta + step, theta)
+        objective = np.where(better, value, objective)
+        damping = np.clip(np.where(better, damping / 10, damping * 10), 1e-9, 1e9)
+        current = tuple(
+            np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+            for new, old in zip(trial, current, strict=True)
+        )
+        if ((gain < 1e-6) | (damping >= 1e9)).all():
+            break
+    S0, J, _, square = current
+    return theta, np.einsum("vpk,vqk->vpq", J, J) / sigma**2, S0, square
+
+
+def _evaluate(
+    y: np.ndarray, root: np.ndarray, b: np.ndarray, theta: np.ndarray, model: str
+) -> tuple[np.ndarray, ...]:
+    """S0 by least squares, Jacobian of S0 g with S0 profiled out, residual and its square."""
+    g, d = SIGNALS[model].jacobian(b, theta)
+    g, d = root * g, root[:, None, :] * d
+    gg = (g * g).sum(1)
+    S0 = np.maximum((g * y).sum(1) / gg, 1e-9)
+    d = d - np.einsum("vpk,vk->vp", d, g)[..., None] * (g / gg[:, None])[:, None, :]
+    residual = y - S0[:, None] * g
+    return S0, S0[:, None, None] * d, residual, (residual**2).sum(1)
+
+
+def _quadratic(d: np.ndarray, P: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("...i,ij,...j->...", d, P, d))
+
+
+def population_mode(
+    signal: np.ndarray,
+    averages: np.ndarray,
+    b: np.ndarray,
+    prior: TissuePrior,
+    mean: np.ndarray | None = None,
+    model: str = "biexponential",
+) -> Population:
+    """Mode of a region's population by alternating voxel modes and moments (Laplace-EM).
+
+    Parameters
+    ----------
+    signal, averages, b, model
+        As in `voxel_modes`.
+    prior : TissuePrior
+        Prior of the population's mean and spread.
+    mean : ndarray (parameter,), optional
+        Where to start; different starts may end in different modes.
+
+    Returns
+    -------
+    Population
+
+    Notes
+    -----
+    The mean's update weighs the voxels against the prior; the spread's update adds four voxels of the prior
+    scale. With one voxel the population is the prior and only sigma is estimated.
+    """
+    V, K = signal.shape
+    centre, W = prior.theta_centre, np.diag(prior.theta_width**2)
+    mu = centre.copy() if mean is None else np.asarray(mean, float)
+    Sigma = np.diag((0.5 * prior.theta_spread) ** 2) if V > 1 else W
+    sigma, theta = 0.1 * float(np.median(signal.max(axis=1))), np.tile(mu, (V, 1))
+    for _ in range(POPULATION_STEPS):
+        before = mu
+        theta, precision, S0, square = voxel_modes(signal, averages, b, sigma, mu, Sigma, theta, model)
+        C = np.linalg.inv(precision + np.linalg.inv(Sigma))
+        used = 1 + np.einsum("vpq,vqp->v", C, precision)
+        sigma = float(np.sqrt((square.sum() + 1e-12) / np.maximum(V * K - used.sum(), 0.5)))
+        if V == 1:
+            continue
+        inverse = np.linalg.inv(Sigma)
+        mu = np.linalg.solve(
+            np.linalg.inv(W) + V * inverse, np.linalg.solve(W, centre) + inverse @ theta.sum(axis=0)
+        )
+        d = theta - mu
+        scatter = np.einsum("vp,vq->pq", d, d) + C.sum(axis=0)
+        Sigma = (scatter + SPREAD_WEIGHT * np.diag((0.5 * prior.theta_spread) ** 2)) / (V + SPREAD_WEIGHT)
+        if np.abs(mu - before).max() < 1e-4:
+            break
+    shift = np.einsum("vpq,vq->vp", precision, theta) + (theta - mu) @ np.linalg.inv(Sigma)
+    inverse = np.linalg.inv(Sigma)
+    log_evidence = -0.5 * (
+        (square / sigma**2 + _quadratic(theta - mu, inverse)).sum()
+        + np.linalg.slogdet(precision + inverse)[1].sum()
+        + V * np.linalg.slogdet(Sigma)[1]
+        + 2 * V * (K - 1) * np.log(sigma)
+        + _quadratic(mu - centre, np.linalg.inv(W))
+    )
+    return Population(mu, Sigma, sigma, precision, shift, S0, float(log_evidence))

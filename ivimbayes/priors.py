@@ -1,0 +1,260 @@
+"""Priors of the tissues: published values, their disagreement, and the names they answer to."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivimbayes.errors import InputError
+from ivimbayes.signals import SIGNALS
+
+PARAMETERS = ("f", "D", "D_star")
+DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7}
+LESION_WORDS = frozenset("tumour tumor cancer carcinoma lesion metastasis metastases malignant".split())
+
+
+@dataclass(frozen=True)
+class TissuePrior:
+    """Prior of a region's median voxel, and of the spread between its voxels.
+
+    In theta = (logit f, ln D, ln(D* - D)): the region's mean is Normal(theta of `centre`, `width`²) and the
+    standard deviation between voxels is HalfNormal(`spread`).
+
+    Attributes
+    ----------
+    centre : mapping
+        Prior median of ``f`` (1), ``D`` and ``D_star`` (mm²/s).
+    width : mapping
+        Prior standard deviation of logit f, ln D and ln(D* - D).
+    spread : mapping
+        Scale of the half-normal prior of the standard deviation between voxels, in the same space.
+    names : tuple of str
+        Region names, or words in them, that the tissue answers to.
+    published : tuple of mapping
+        Values with their ``source``.
+    """
+
+    name: str
+    centre: Mapping[str, float]
+    width: Mapping[str, float]
+    spread: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPREAD))
+    names: tuple[str, ...] = ()
+    published: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
+
+    @property
+    def theta_centre(self) -> np.ndarray:
+        """Centre in theta, shape (parameter,)."""
+        return np.array(SIGNALS["biexponential"].theta(*(self.centre[p] for p in PARAMETERS)))
+
+    @property
+    def theta_width(self) -> np.ndarray:
+        """Standard deviations in theta, shape (parameter,)."""
+        return np.array([self.width[p] for p in PARAMETERS])
+
+    @property
+    def theta_spread(self) -> np.ndarray:
+        """Scales of the standard deviation between voxels in theta, shape (parameter,)."""
+        return np.array([self.spread[p] for p in PARAMETERS])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in the priors file."""
+        plain = asdict(self)
+        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "TissuePrior":
+        """Inverse of `to_dict`."""
+        return cls(
+            **{**plain, "names": tuple(plain.get("names", ())), "published": tuple(plain.get("published", ()))}
+        )
+
+
+def read_priors(path: str | Path | None = None) -> dict[str, TissuePrior]:
+    """Read a priors file.
+
+    Parameters
+    ----------
+    path : path, optional
+        A TOML file of the same form as ``ivimbayes/data/tissues.toml``, which is read when not given.
+
+    Returns
+    -------
+    dict of str to TissuePrior
+        By tissue name, in the order of the file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not TOML, or a number is missing or out of range.
+    """
+    if path is None:
+        return dict(TISSUES)
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a priors file with --priors") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a priors file in TOML") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML ({error}); see the form of ivimbayes/data/tissues.toml") from None
+    if not tables:
+        raise InputError(f"{path}: holds no tissue; add a table such as [liver] with centre and width")
+    return {name: _parse(name, table, str(path)) for name, table in tables.items()}
+
+
+def _parse(name: str, table: Any, path: str) -> TissuePrior:
+    where = f"{path}: [{name}]"
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {name} is not a table; write [{name}] with centre and width under it")
+    unknown = set(table) - {"names", "note", "centre", "width", "spread", "published"}
+    if unknown:
+        raise InputError(
+            f"{where} has the unknown entry {', '.join(sorted(unknown))}; "
+            "accepted are names, note, centre, width, spread, published"
+        )
+    centre = _triple(table, "centre", where, required=True)
+    width = _triple(table, "width", where, required=True)
+    spread = {**DEFAULT_SPREAD, **_triple(table, "spread", where, required=False)}
+    if not 0 < centre["f"] < 1:
+        raise InputError(f"{where} centre f = {centre['f']:g}; f is a fraction between 0 and 1")
+    if not 0 < centre["D"] < centre["D_star"] <= 1:
+        raise InputError(
+            f"{where} centre D = {centre['D']:g}, D_star = {centre['D_star']:g}; "
+            "give 0 < D < D_star in mm2/s, such as 1e-3 and 20e-3"
+        )
+    for label, values in (("width", width), ("spread", spread)):
+        for parameter, value in values.items():
+            if not 0 < value <= 10:
+                raise InputError(f"{where} {label} {parameter} = {value:g}; give a number above 0, up to 10")
+    names, published = table.get("names", []), table.get("published", [])
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise InputError(f'{where} names is not a list of words; write names = ["liver"]')
+    if not isinstance(published, list) or not all(isinstance(p, dict) and "source" in p for p in published):
+        raise InputError(f"{where} published: every entry needs a source")
+    return TissuePrior(
+        name, centre, width, spread, tuple(names), tuple(published), str(table.get("note", ""))
+    )
+
+
+def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> dict[str, float]:
+    entry = table.get(label, None if required else {})
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} has no {label}; write {label} = {{ f = ..., D = ..., D_star = ... }}")
+    missing = [p for p in PARAMETERS if p not in entry] if required else []
+    if missing or set(entry) - set(PARAMETERS):
+        raise InputError(f"{where} {label} has {', '.join(entry) or 'nothing'}; it needs f, D and D_star")
+    for parameter, value in entry.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise InputError(f"{where} {label} {parameter} = {value!r}; give a number")
+    return {p: float(entry[p]) for p in PARAMETERS if p in entry}
+
+
+def tissue_prior(name: str, priors: Mapping[str, TissuePrior] | None = None) -> TissuePrior:
+    """Look up the prior of a tissue.
+
+    Parameters
+    ----------
+    name : str
+        A tissue's name, or one of the names it answers to; case and punctuation do not matter.
+    priors : mapping, optional
+        Tissues to choose from; `TISSUES` when not given.
+
+    Raises
+    ------
+    InputError
+        If there is no such tissue; the message names the nearest ones.
+
+    Examples
+    --------
+    >>> tissue_prior("liver").centre["D"]
+    0.00128
+    """
+    table = TISSUES if priors is None else priors
+    wanted = _words(name)
+    for prior in table.values():
+        if wanted in (_words(prior.name), *map(_words, prior.names)):
+            return prior
+    known = {w: p.name for p in table.values() for w in (_words(p.name), *map(_words, p.names))}
+    near = dict.fromkeys(known[w] for w in difflib.get_close_matches(wanted, known, n=5, cutoff=0.5))
+    offer = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(table)}"
+    raise InputError(f"unknown tissue {name!r}; {offer} (ivimbayes tissues lists all)")
+
+
+def match_tissue(region: str, priors: Mapping[str, TissuePrior] | None = None) -> TissuePrior:
+    """Prior of the tissue that a region's name speaks of, the generic one if none.
+
+    The longest name found as whole words wins. A name that speaks of a tumour or lesion is not matched to
+    healthy tissue.
+
+    Examples
+    --------
+    >>> match_tissue("left kidney").name, match_tissue("kidney tumour").name
+    ('kidney', 'generic')
+    """
+    table = TISSUES if priors is None else priors
+    padded = f" {_words(region)} "
+    lesion = LESION_WORDS & set(padded.split())
+    found = [
+        (len(words), prior)
+        for prior in table.values()
+        for words in {_words(prior.name), *map(_words, prior.names)}
+        if f" {words} " in padded and (not lesion or LESION_WORDS & set(words.split()))
+    ]
+    if found:
+        return max(found, key=lambda pair: pair[0])[1]
+    return table.get("generic", TISSUES["generic"])
+
+
+def assign_priors(
+    regions: list[str],
+    tissues: Mapping[str, str] | None = None,
+    priors: Mapping[str, TissuePrior] | None = None,
+) -> dict[str, TissuePrior]:
+    """Prior of each region: the tissue named for it, else the one its name speaks of.
+
+    Parameters
+    ----------
+    regions : list of str
+        Names of the regions.
+    tissues : mapping of str to str, optional
+        Tissue by region name; the key ``"*"`` stands for every region not named.
+    priors : mapping, optional
+        Tissues to choose from; `TISSUES` when not given.
+
+    Raises
+    ------
+    InputError
+        If a region or a tissue is unknown.
+    """
+    chosen = dict(tissues or {})
+    default = chosen.pop("*", None)
+    absent = [name for name in chosen if name not in regions]
+    if absent:
+        raise InputError(f"no region {absent[0]!r} for --tissue; the regions are {', '.join(regions)}")
+    return {
+        region: tissue_prior(chosen.get(region, default), priors)  # type: ignore[arg-type]
+        if chosen.get(region, default)
+        else match_tissue(region, priors)
+        for region in regions
+    }
+
+
+def _words(name: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", name.casefold()))
+
+
+@cache
+def _packaged() -> dict[str, TissuePrior]:
+    text = files("ivimbayes").joinpath("data/tissues.toml").read_text(encoding="utf-8")
+    return {name: _parse(name, table, "tissues.toml") for name, table in tomllib.loads(text).items()}
+
+
+TISSUES: dict[str, TissuePrior] = _packaged()

@@ -1,0 +1,354 @@
+"""Diffusion-weighted scans: NIfTI image, b values and labels in, one xarray Dataset out."""
+
+import gzip
+import hashlib
+import json
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import xarray as xr
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.labels import read_label_names
+
+MIN_DISTINCT_B = 4
+LOW_B = 50.0  # the lowest b must not lie above this, or S0 and f cannot be told apart
+PERFUSION_B = 150.0  # without a b value between 0 and this, D* cannot be identified
+HIGH_B = 200.0  # perfusion is gone above this; without such a b, D and f cannot be told apart
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, gzip.BadGzipFile)
+
+
+class _LazyVolumes(BackendArray):
+    """A 4-D image that reads what is asked for, and turns read failures into an InputError."""
+
+    def __init__(self, image: Any, path: Path):
+        self.proxy, self.path = image.dataobj, path
+        self.shape, self.dtype = tuple(image.shape), np.dtype("float32")
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> np.ndarray:
+        return _values(self.proxy, key, self.path).astype(self.dtype)
+
+
+def _values(proxy: Any, key: tuple[Any, ...], path: Path) -> np.ndarray:
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(proxy[key])
+    except READ_ERRORS as error:
+        raise InputError(
+            f"{path}: the image data end early or are damaged ({_line(error)}); copy or convert it again"
+        ) from None
+
+
+def read_scan(
+    dwi: str | Path,
+    bval: str | Path | None = None,
+    mask: str | Path | None = None,
+    rois: str | Path | None = None,
+    *,
+    names: Mapping[int, str] | str | Path | None = None,
+    regions: Sequence[str] | None = None,
+    averages: Sequence[float] | None = None,
+    b_min: float | None = None,
+    b_max: float | None = None,
+) -> xr.Dataset:
+    """Read a diffusion-weighted scan.
+
+    Parameters
+    ----------
+    dwi : path
+        4-D NIfTI image, one volume a measurement.
+    bval : path, optional
+        FSL b-value file in s/mm²; when not given, the file of the image's name ending in ``.bval`` or
+        ``.bvals``.
+    mask : path, optional
+        3-D NIfTI image; voxels that are 0 are left out.
+    rois : path, optional
+        3-D NIfTI image of integer labels, 0 for background. Without it the mask is one region, and without
+        a mask the whole image is.
+    names : mapping or path, optional
+        Names of the labels: ``{1: "liver"}``, a ``.json`` file of the same, or a BIDS ``dseg.tsv``
+        (columns ``index``, ``name``). When not given, the file of the label image's name ending in
+        ``.json`` or ``.tsv`` where there is one.
+    regions : sequence of str, optional
+        Names of the regions to keep; all when not given.
+    averages : sequence of float, optional
+        Number of images averaged into each measurement (NSA), in the order of the volumes.
+    b_min, b_max : float, optional
+        Keep measurements with b_min <= b <= b_max (s/mm²).
+
+    Returns
+    -------
+    Dataset
+        ``signal`` (x, y, z, measurement), read when used; ``roi`` (x, y, z), integer labels; ``affine``
+        (row, column); coordinates ``b`` (measurement) in s/mm² and ``averages`` (measurement). Attributes
+        ``roi_names`` (JSON, name by label), ``inputs`` (JSON, SHA-256 by file name) and ``source``.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or unreadable, shapes, affines or counts disagree, or the b values cannot
+        identify the model. The message names the file, what was found and the way out.
+
+    Warns
+    -----
+    InputWarning
+        If the b values leave a parameter unidentified.
+    """
+    image = _open(dwi, 4, "a 4-D diffusion-weighted image")
+    bval_path = _beside(Path(dwi)) if bval is None else Path(bval)
+    b = _read_bval(bval_path, image.shape[3], dwi)
+    weights = _check_averages(averages, len(b))
+    keep = np.flatnonzero((b >= (-np.inf if b_min is None else b_min)) & (b <= (np.inf if b_max is None else b_max)))
+    _check_protocol(b[keep], bval_path, b_min is not None or b_max is not None)
+    used = {Path(dwi), bval_path}
+    inside = np.ones(image.shape[:3], bool)
+    if mask is not None:
+        inside = _volume(mask, image, Path(dwi), "mask") != 0
+        used.add(Path(mask))
+    if rois is None:
+        labels, label_names = inside.astype(np.int32), {1: "mask" if mask is not None else "all"}
+        origin = Path(mask if mask is not None else dwi)
+    else:
+        origin = Path(rois)
+        labels = _labels(origin, image, Path(dwi))
+        label_names, name_file = read_label_names(origin, np.unique(labels[labels != 0]), names)
+        used |= {origin, *([name_file] if name_file else [])}
+    labels, label_names = _select(labels, inside, label_names, regions, origin)
+    signal = xr.Variable(
+        ("x", "y", "z", "measurement"),
+        indexing.LazilyIndexedArray(_LazyVolumes(image, Path(dwi))),
+        {"units": "signal units", "long_name": "diffusion-weighted signal"},
+    )
+    scan = xr.Dataset(
+        {
+            "signal": signal,
+            "roi": (("x", "y", "z"), labels, {"long_name": "region label"}),
+            "affine": (("row", "column"), np.asarray(image.affine, float), {"units": "mm"}),
+        },
+        coords={
+            "b": ("measurement", b, {"units": "s/mm2", "long_name": "diffusion weighting"}),
+            "averages": ("measurement", weights, {"units": "1", "long_name": "images averaged"}),
+        },
+        attrs={
+            "roi_names": json.dumps({str(k): v for k, v in label_names.items()}),
+            "inputs": json.dumps({path.name: _sha256(path) for path in sorted(used)}),
+            "source": Path(dwi).name,
+        },
+    )
+    return scan.isel(measurement=keep)
+
+
+def roi_names(scan: xr.Dataset) -> dict[int, str]:
+    """Name of each region by its label."""
+    return {int(k): v for k, v in json.loads(scan.attrs["roi_names"]).items()}
+
+
+def _open(path: str | Path, ndim: int, what: str) -> Any:
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give {what} as NIfTI (.nii or .nii.gz)")
+    try:
+        with np.errstate(all="ignore"):
+            image = nib.load(path, keep_file_open=True)
+    except (*READ_ERRORS, TypeError) as error:
+        raise InputError(f"{path}: not a readable NIfTI file ({_line(error)}); convert it to .nii.gz") from None
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
+        raise InputError(f"{path}: {type(image).__name__}, not NIfTI; convert it to .nii.gz")
+    shape = image.shape
+    while ndim == 3 and len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != ndim:
+        hint = " (one volume a b value)" if ndim == 4 else ""
+        raise InputError(f"{path}: {len(shape)}-D image of shape {_by(shape)}; give {what}{hint}")
+    if min(shape) < 1:
+        raise InputError(f"{path}: empty image of shape {_by(shape)}; give {what}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(
+            f"{path}: values of type {image.get_data_dtype()}; give {what} of integers or real numbers"
+        )
+    return image
+
+
+def _volume(path: str | Path, dwi: Any, dwi_path: Path, what: str) -> np.ndarray:
+    image = _open(path, 3, f"a 3-D {what} image")
+    if image.shape[:3] != dwi.shape[:3]:
+        raise InputError(
+            f"{path}: shape {_by(image.shape[:3])}, but {dwi_path.name} has {_by(dwi.shape[:3])}; "
+            f"resample the {what} onto the scan's grid"
+        )
+    if not np.allclose(image.affine, dwi.affine, atol=1e-3, rtol=1e-4):
+        raise InputError(
+            f"{path}: its affine differs from that of {dwi_path.name} by up to "
+            f"{np.abs(image.affine - dwi.affine).max():.3g} mm; resample the {what} onto the scan's grid"
+        )
+    return _values(image.dataobj, (...,), Path(path)).reshape(dwi.shape[:3])
+
+
+def _labels(path: Path, dwi: Any, dwi_path: Path) -> np.ndarray:
+    header = _open(path, 3, "a 3-D label image")
+    if header.get_data_dtype().kind == "f" or not _unscaled(header.header):
+        raise InputError(
+            f"{path}: labels stored as {header.get_data_dtype()}"
+            f"{'' if _unscaled(header.header) else ' with a scale factor'}; "
+            "save them as integers (such as uint8 or int16), a whole number a region"
+        )
+    values = _volume(path, dwi, dwi_path, "label image")
+    if values.min() < 0:
+        raise InputError(f"{path}: negative label {values.min()}; use 0 for background and 1, 2, ... for regions")
+    if values.max() > np.iinfo(np.int32).max:
+        raise InputError(f"{path}: label {values.max()} is too large; use labels below 2147483648")
+    return values.astype(np.int32)
+
+
+def _unscaled(header: Any) -> bool:
+    slope, inter = header.get_slope_inter()
+    return slope in (None, 1.0) and inter in (None, 0.0)
+
+
+def _select(
+    labels: np.ndarray,
+    inside: np.ndarray,
+    names: dict[int, str],
+    regions: Sequence[str] | None,
+    path: Path,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Keep the wanted regions, inside the mask."""
+    if regions is not None:
+        absent = [name for name in regions if name not in names.values()]
+        if absent:
+            raise InputError(f"{path}: no region {absent[0]!r}; the regions are {', '.join(names.values())}")
+        names = {label: name for label, name in names.items() if name in regions}
+    present = set(np.unique(labels).tolist()) - {0}
+    if not present or not names:
+        raise InputError(f"{path}: no region in it, every voxel is 0; give labels 1, 2, ...")
+    for label, name in names.items():
+        if label not in present:
+            raise InputError(
+                f"{path}: no voxel of region {name!r} (label {label}); "
+                "correct its name file, or choose the regions to fit by name"
+            )
+    labels = np.where(inside & np.isin(labels, list(names)), labels, 0).astype(np.int32)
+    for label, name in names.items():
+        if not (labels == label).any():
+            raise InputError(f"{path}: region {name!r} is empty inside the mask; correct the mask or the labels")
+    return labels, names
+
+
+def _beside(dwi: Path) -> Path:
+    stem = dwi.name.removesuffix(".gz").removesuffix(".nii")
+    for ending in (".bval", ".bvals"):
+        if (candidate := dwi.with_name(stem + ending)).exists():
+            return candidate
+    raise InputError(f"{dwi.with_name(stem + '.bval')}: no such file; give the b values with --bval")
+
+
+def _read_bval(path: Path, count: int, dwi: str | Path) -> np.ndarray:
+    """Read b values (s/mm²) and check their number, sign and unit."""
+    try:
+        words = path.read_text(encoding="utf-8").replace(",", " ").split()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the b values with --bval") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({_line(error)}); give b values as text") from None
+    if not words:
+        raise InputError(f"{path}: empty; write {count} b values in s/mm2, one for each volume")
+    try:
+        b = np.array([float(word) for word in words])
+    except ValueError:
+        word = next(word for word in words if not _is_number(word))
+        raise InputError(f"{path}: {word!r} is not a number; write b values in s/mm2") from None
+    if not np.isfinite(b).all():
+        raise InputError(
+            f"{path}: b value {int(np.flatnonzero(~np.isfinite(b))[0]) + 1} is {b[~np.isfinite(b)][0]}; "
+            "write the b value in s/mm2"
+        )
+    if len(b) != count:
+        raise InputError(
+            f"{path}: {len(b)} b values, but {Path(dwi).name} has {count} volumes; give one b value a volume"
+        )
+    if (b < 0).any():
+        raise InputError(f"{path}: negative b value {b[b < 0][0]:g}; b values in s/mm2 are 0 or more")
+    if b.max() >= 1e5:
+        raise InputError(f"{path}: b values up to {b.max():g} look like s/m2; divide them by 1e6 to get s/mm2")
+    if 0 < b.max() <= 20:
+        raise InputError(
+            f"{path}: b values up to {b.max():g} look like ms/um2; multiply them by 1000 to get s/mm2"
+        )
+    return b
+
+
+def _check_averages(averages: Sequence[float] | None, count: int) -> np.ndarray:
+    if averages is None:
+        return np.ones(count)
+    weights = np.asarray(averages, float)
+    if weights.shape != (count,):
+        raise InputError(f"averages: {weights.size} values for {count} volumes; give one a volume")
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise InputError("averages: every number of averaged images must be above 0")
+    return weights
+
+
+def _check_protocol(b: np.ndarray, path: Path, selected: bool) -> None:
+    """Refuse b values that cannot identify the model, warn where a parameter is not identified."""
+    way_out = "widen --b-min/--b-max" if selected else "the bi-exponential model needs more b values"
+    distinct = len(np.unique(np.round(b / 5)))
+    if distinct < MIN_DISTINCT_B:
+        raise InputError(f"{path}: {distinct} distinct b values, {MIN_DISTINCT_B} are needed; {way_out}")
+    if b.min() > LOW_B:
+        way_out = "lower --b-min" if selected else "acquire b = 0"
+        raise InputError(
+            f"{path}: no low b value (lowest {b.min():g} s/mm2, at most {LOW_B:g} needed), "
+            f"so S0 and f cannot be told apart; {way_out}"
+        )
+    if b.max() <= HIGH_B:
+        warnings.warn(
+            f"{path}: no high b value (highest {b.max():g} s/mm2, above {HIGH_B:g} needed), so D cannot be told "
+            "apart from perfusion: D and f will rest on the prior",
+            InputWarning,
+            stacklevel=3,
+        )
+    if not ((b > 0) & (b < PERFUSION_B)).any():
+        warnings.warn(
+            f"{path}: no b value between 0 and {PERFUSION_B:g} s/mm2, so D* cannot be identified: "
+            "it will rest on the prior",
+            InputWarning,
+            stacklevel=3,
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({_line(error)}); check its permissions") from None
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,87 @@
+"""Result files: written under a temporary name and renamed, so that a half-written file has no result's name."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ivimbayes.errors import InputError
+
+MANTISSA_BITS = 12
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; rename it to `path` when the block ends without an error."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shorten(values: np.ndarray) -> np.ndarray:
+    """Round to float32 with 13 significant bits (relative error below 7e-5), which compresses to about half.
+
+    Draws of thousands of voxels are stored so; the rounding is far below their Monte-Carlo error.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    drop = 23 - MANTISSA_BITS
+    half = np.uint32((1 << (drop - 1)) - 1) + ((bits >> np.uint32(drop)) & np.uint32(1))
+    rounded = ((bits + half) & np.uint32(~((1 << drop) - 1) & 0xFFFFFFFF)).view(np.float32)
+    return np.where(np.isfinite(values), rounded, values).astype(np.float32)
+
+
+def write_tree(tree: xr.DataTree, path: str | Path) -> None:
+    """Write a DataTree as netCDF, compressed.
+
+    Parameters
+    ----------
+    tree : DataTree
+        Groups of arrays; attributes are strings or numbers.
+    path : path
+        File to write; an older one is replaced in one step.
+    """
+    encoding = {
+        node.path: {
+            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
+            for name, variable in node.to_dataset(inherit=False).data_vars.items()
+            if variable.ndim and variable.dtype.kind in "fiub"
+        }
+        for node in tree.subtree
+        if node.has_data
+    }
+    with replacing(path) as temporary:
+        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+
+
+def read_tree(path: str | Path) -> xr.DataTree:
+    """Read a DataTree into memory and close its file.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not a stored fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run ivimbayes fit first, or name the folder it wrote")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            loaded = tree.load().copy(deep=True)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable netCDF file ({error}); run ivimbayes fit again") from None
+    if "posterior" not in loaded.children:
+        raise InputError(f"{path}: holds no posterior; name a folder that ivimbayes fit wrote")
+    return loaded
