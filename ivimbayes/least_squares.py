@@ -11,7 +11,7 @@ from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 
 MODE_STEPS = 60
-POPULATION_STEPS = 40
+POPULATION_STEPS, POPULATION_MODE_STEPS = 40, 8
 SPREAD_WEIGHT = 4.0  # pseudo-voxels that hold the spread near its prior scale while it is estimated
 
 
@@ -55,6 +55,7 @@ def voxel_modes(
     covariance: np.ndarray,
     start: np.ndarray | None = None,
     model: str = "biexponential",
+    steps: int = MODE_STEPS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Posterior mode of every voxel by Levenberg-Marquardt, S0 profiled out, all voxels at once.
 
@@ -72,6 +73,8 @@ def voxel_modes(
         Starting points; `mean` when not given.
     model : str
         A name in `SIGNALS`.
+    steps : int
+        Steps at most.
 
     Returns
     -------
@@ -87,7 +90,7 @@ def voxel_modes(
     damping = np.full(len(y), 1e-3)
     current = _evaluate(y, root, b, theta, model)
     objective = current[3] / sigma**2 + _quadratic(theta - mean, P)
-    for _ in range(MODE_STEPS):
+    for _ in range(steps):
         S0, J, residual, _ = current
         gradient = np.einsum("vpk,vk->vp", J, residual) / sigma**2 - (theta - mean) @ P
         H = np.einsum("vpk,vqk->vpq", J, J) / sigma**2 + P
@@ -104,7 +107,7 @@ def voxel_modes(
             np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
             for new, old in zip(trial, current, strict=True)
         )
-        if ((gain < 1e-6) | (damping >= 1e9)).all():
+        if ((gain < 1e-5) | (damping >= 1e9)).all():
             break
     S0, J, _, square = current
     return theta, np.einsum("vpk,vqk->vpq", J, J) / sigma**2, S0, square
@@ -132,7 +135,7 @@ def population_mode(
     averages: np.ndarray,
     b: np.ndarray,
     prior: TissuePrior,
-    mean: np.ndarray | None = None,
+    start: "Population | np.ndarray | None" = None,
     model: str = "biexponential",
 ) -> Population:
     """Mode of a region's population by alternating voxel modes and moments (Laplace-EM).
@@ -143,8 +146,8 @@ def population_mode(
         As in `voxel_modes`.
     prior : TissuePrior
         Prior of the population's mean and spread.
-    mean : ndarray (parameter,), optional
-        Where to start; different starts may end in different modes.
+    start : Population or ndarray (parameter,), optional
+        Mode or mean of theta to start from; different starts may end in different modes.
 
     Returns
     -------
@@ -152,38 +155,47 @@ def population_mode(
 
     Notes
     -----
-    The mean's update weighs the voxels against the prior; the spread's update adds four voxels of the prior
+    The step of the highest evidence on the way is returned. The mean's update weighs the voxels against the prior; the spread's update adds four voxels of the prior
     scale. With one voxel the population is the prior and only sigma is estimated.
     """
     V, K = signal.shape
     centre, W = prior.theta_centre, np.diag(prior.theta_width**2)
-    mu = centre.copy() if mean is None else np.asarray(mean, float)
-    Sigma = np.diag((0.5 * prior.theta_spread) ** 2) if V > 1 else W
-    sigma, theta = 0.1 * float(np.median(signal.max(axis=1))), np.tile(mu, (V, 1))
+    if isinstance(start, Population):
+        mu, Sigma, sigma = start.mean, start.covariance, start.sigma
+    else:
+        mu = centre.copy() if start is None else np.asarray(start, float)
+        Sigma = np.diag((0.5 * prior.theta_spread) ** 2) if V > 1 else W
+        sigma = 0.1 * float(np.median(signal.max(axis=1)))
+    theta = np.tile(mu, (V, 1))
+    best: Population | None = None
     for _ in range(POPULATION_STEPS):
+        theta, precision, S0, square = voxel_modes(
+            signal, averages, b, sigma, mu, Sigma, theta, model, POPULATION_MODE_STEPS
+        )
+        inverse, d = np.linalg.inv(Sigma), theta - mu
+        C = np.linalg.inv(precision + inverse)
+        log_evidence = (
+            -0.5 * (square.sum() / sigma**2 + _quadratic(d, inverse).sum() + V * np.linalg.slogdet(Sigma)[1])
+            + 0.5 * np.linalg.slogdet(C)[1].sum()
+            - V * (K - 1) * np.log(sigma)
+            - 0.5 * _quadratic(mu - centre, np.linalg.inv(W))
+            - 0.5 * (np.diag(Sigma) / prior.theta_spread**2).sum()
+        )
+        if best is None or log_evidence > best.log_evidence:
+            shift = np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
+            best = Population(mu, Sigma, sigma, precision, shift, S0, float(log_evidence))
         before = mu
-        theta, precision, S0, square = voxel_modes(signal, averages, b, sigma, mu, Sigma, theta, model)
-        C = np.linalg.inv(precision + np.linalg.inv(Sigma))
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
         sigma = float(np.sqrt((square.sum() + 1e-12) / np.maximum(V * K - used.sum(), 0.5)))
         if V == 1:
             continue
-        inverse = np.linalg.inv(Sigma)
         mu = np.linalg.solve(
             np.linalg.inv(W) + V * inverse, np.linalg.solve(W, centre) + inverse @ theta.sum(axis=0)
         )
         d = theta - mu
         scatter = np.einsum("vp,vq->pq", d, d) + C.sum(axis=0)
         Sigma = (scatter + SPREAD_WEIGHT * np.diag((0.5 * prior.theta_spread) ** 2)) / (V + SPREAD_WEIGHT)
-        if np.abs(mu - before).max() < 1e-4:
+        if np.abs(mu - before).max() < 1e-3:
             break
-    shift = np.einsum("vpq,vq->vp", precision, theta) + (theta - mu) @ np.linalg.inv(Sigma)
-    inverse = np.linalg.inv(Sigma)
-    log_evidence = -0.5 * (
-        (square / sigma**2 + _quadratic(theta - mu, inverse)).sum()
-        + np.linalg.slogdet(precision + inverse)[1].sum()
-        + V * np.linalg.slogdet(Sigma)[1]
-        + 2 * V * (K - 1) * np.log(sigma)
-        + _quadratic(mu - centre, np.linalg.inv(W))
-    )
-    return Population(mu, Sigma, sigma, precision, shift, S0, float(log_evidence))
+    assert best is not None
+    return best

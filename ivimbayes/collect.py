@@ -1,0 +1,256 @@
+"""From the chains of each region to one DataTree in the ArviZ schema, in signal units."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import arviz as az
+import numpy as np
+import xarray as xr
+
+from ivimbayes.model import PAIRS, S0_MEAN, S0_MEAN_SD, SIGMA_SCALE, ModelSpec
+from ivimbayes.noise import NOISES
+from ivimbayes.signals import PARAMETERS, SIGNALS
+from ivimbayes.simulate import covariance, draw_region_prior, draw_theta
+from ivimbayes.storage import shorten
+
+PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
+STATS = {
+    "diverging": "diverging", "energy": "energy", "logp": "lp", "n_steps": "n_steps", "depth": "tree_depth",
+    "step_size": "step_size", "mean_tree_accept": "acceptance_rate", "maxdepth_reached": "reached_max_treedepth",
+}  # fmt: skip
+REGION_VALUES = ("f_roi", "D_roi", "D_star_roi")
+HYPERPARAMETERS = ("mu", "sd", "correlation", "sigma", "S0_roi", "S0_sd")
+R_HAT, ESS, DIVERGENT = 1.01, 400, 0.001
+Arrays = dict[str, np.ndarray]
+
+
+def collect_region(
+    voxels: xr.Dataset, spec: ModelSpec, scale: float, chains: Sequence[xr.DataTree], seed: int, draws: int
+) -> xr.DataTree:
+    """Turn the chains of one region into a tree, adding what follows from the draws.
+
+    Parameters
+    ----------
+    voxels : Dataset
+        What was fitted, from `choose_voxels`.
+    spec : ModelSpec
+        Model with the region's prior.
+    scale : float
+        What signals were divided by.
+    chains : sequence of DataTree
+        One chain each, as the sampler returns them.
+    seed : int
+        Seed of S0, the prior and the predictive draws.
+    draws : int
+        Draws to keep of each chain, evenly spaced.
+
+    Returns
+    -------
+    DataTree
+        As `fit` describes, with one ``roi``.
+    """
+    rng = np.random.default_rng([seed, int(voxels.attrs["label"]), 1])
+    posterior = xr.concat([c["posterior"].to_dataset() for c in chains], "chain", join="override")
+    stats = xr.concat([c["sample_stats"].to_dataset() for c in chains], "chain", join="override")
+    thin = posterior.sizes["draw"] // draws
+    raw: Arrays = {str(k): v.values[:, thin - 1 :: thin] for k, v in posterior.data_vars.items()}
+    V = voxels.sizes["voxel"]
+    theta = raw["theta"][:, :, :V]
+    pooled = voxels.attrs["level"] == "voxel"
+    hyper = _hyperparameters(raw, theta, pooled)
+    values = dict(zip(SIGNALS[spec.signal].parameters, SIGNALS[spec.signal].values(*np.moveaxis(theta, -1, 0)), strict=True))  # fmt: skip
+    S0, log_likelihood, predictive, kept = _from_draws(voxels, spec, scale, values, hyper, rng)
+    for name in ("sigma", "S0_roi", "S0_sd"):
+        hyper[name] = hyper[name] * scale
+    region = dict(zip(REGION_VALUES, SIGNALS[spec.signal].values(*np.moveaxis(hyper["mu"], -1, 0)), strict=True))
+    prior, prior_predictive = _prior(voxels, spec, scale, pooled, rng)
+    chain_draw, coords = ("chain", "draw"), _coords(voxels, spec)
+    chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(theta.shape[1])}
+    groups = {
+        "posterior": _dataset(
+            {k: shorten(v) for k, v in {**values, "S0": S0}.items()} | region | hyper, chain_draw, coords | chain_coords
+        ),
+        "prior": _dataset(prior, chain_draw, coords | {"chain": [0], "draw": np.arange(PRIOR_DRAWS)}),
+        "posterior_predictive": _dataset(
+            {"signal": shorten(predictive)}, chain_draw, coords | chain_coords | {"draw": kept}
+        ),
+        "prior_predictive": _dataset(
+            {"signal": shorten(prior_predictive)}, chain_draw, coords | {"chain": [0], "draw": np.arange(PRIOR_PREDICTIVE_DRAWS)}
+        ),
+        "log_likelihood": _dataset({"signal": shorten(log_likelihood)}, chain_draw, coords | chain_coords),
+        "sample_stats": _stats(stats, thin, chain_coords, coords),
+        "observed_data": _dataset({"signal": voxels["signal"].values}, (), coords),
+        "constant_data": _constants(voxels, coords),
+    }  # fmt: skip
+    return xr.DataTree.from_dict(groups)
+
+
+def _hyperparameters(raw: Arrays, theta: np.ndarray, pooled: bool) -> Arrays:
+    """Population of each draw in the model's own scale; of a mean curve, its theta and no spread."""
+    shape = theta.shape[:2]
+    if not pooled:
+        empty = np.full((*shape, 3), np.nan)
+        return {
+            "mu": theta[:, :, 0], "sd": empty, "correlation": empty, "sigma": raw["sigma"],
+            "S0_roi": np.full(shape, S0_MEAN), "S0_sd": np.full(shape, S0_MEAN_SD),
+        }  # fmt: skip
+    r10, r20, r21 = np.moveaxis(2 * raw["unit_partial"] - 1, -1, 0)
+    correlation = np.stack([r10, r20, r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))], axis=-1)
+    return {"correlation": correlation, **{k: raw[k] for k in ("mu", "sd", "sigma", "S0_roi", "S0_sd")}}
+
+
+def _from_draws(
+    voxels: xr.Dataset, spec: ModelSpec, scale: float, values: Arrays, hyper: Arrays, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """S0 and log-likelihood of every draw, predictive signals of a few, in signal units; chain by chain."""
+    noise, signal = NOISES[spec.noise], SIGNALS[spec.signal]
+    y, n, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
+    chains, draws = hyper["sigma"].shape
+    kept = np.linspace(0, draws - 1, min(draws, -(-PREDICTIVE_DRAWS // chains))).astype(int)
+    S0, logp, predictive = [], [], []
+    for c in range(chains):
+        curve = signal.curve(b, *(values[name][c][..., None] for name in signal.parameters))
+        sigma, mean, sd = (hyper[name][c][:, None] for name in ("sigma", "S0_roi", "S0_sd"))
+        S0.append(noise.draw_S0(rng, y, curve, sigma, mean, sd, n))
+        logp.append(noise.logp(y, curve, sigma, mean, sd, n) - len(b) * np.log(scale))
+        predictive.append(noise.draw_signal(rng, curve[kept], S0[c][kept], sigma[kept], n))
+    return scale * np.stack(S0), np.stack(logp), scale * np.stack(predictive), kept
+
+
+def _prior(
+    voxels: xr.Dataset, spec: ModelSpec, scale: float, pooled: bool, rng: np.random.Generator
+) -> tuple[Arrays, np.ndarray]:
+    """Draws of the region's prior, and signals of its voxels under some of them, in signal units."""
+    drawn = draw_region_prior(spec.prior, PRIOR_DRAWS, rng, spec.eta)
+    averages = voxels["averages"].values
+    sigma = np.abs(SIGMA_SCALE * np.sqrt(np.median(averages)) * rng.standard_normal(PRIOR_DRAWS))
+    S0_roi = S0_MEAN + (S0_MEAN_SD * rng.standard_normal(PRIOR_DRAWS) if pooled else np.zeros(PRIOR_DRAWS))
+    S0_sd = S0_MEAN_SD * (np.abs(rng.standard_normal(PRIOR_DRAWS)) if pooled else np.ones(PRIOR_DRAWS))
+    if not pooled:
+        drawn |= {"sd": np.full((PRIOR_DRAWS, 3), np.nan), "correlation": np.full((PRIOR_DRAWS, 3), np.nan)}
+    Sigma = covariance(drawn["sd"], drawn["correlation"]) if pooled else np.zeros((PRIOR_DRAWS, 3, 3))
+    signal, V, predictive = SIGNALS[spec.signal], voxels.sizes["voxel"], []
+    for d in range(PRIOR_PREDICTIVE_DRAWS):
+        theta = draw_theta(drawn["mu"][d], Sigma[d], V, rng, spec.population, spec.nu)
+        curve = signal.curve(voxels["b"].values, *(v[:, None] for v in signal.values(*theta.T)))
+        S0 = S0_roi[d] + S0_sd[d] * rng.standard_normal(V)
+        predictive.append(NOISES[spec.noise].draw_signal(rng, curve, S0, np.full(V, sigma[d]), averages))
+    drawn |= {"sigma": scale * sigma, "S0_roi": scale * S0_roi, "S0_sd": scale * S0_sd}
+    return {k: v[None] for k, v in drawn.items()}, scale * np.stack(predictive)[None]
+
+
+def _coords(voxels: xr.Dataset, spec: ModelSpec) -> dict[str, Any]:
+    names = SIGNALS[spec.signal].parameters
+    return {
+        "roi": [voxels.attrs["roi"]], "voxel_roi": ("voxel", [voxels.attrs["roi"]] * voxels.sizes["voxel"]),
+        **{axis: ("voxel", voxels[axis].values) for axis in "xyz"},
+        "parameter": list(names), "pair": [f"{names[i]}:{names[j]}" for i, j in PAIRS],
+        "b": ("measurement", voxels["b"].values, {"units": "s/mm2"}),
+    }  # fmt: skip
+
+
+DIMS = {
+    **dict.fromkeys(("f", "D", "D_star", "S0"), ("voxel",)), "signal": ("voxel", "measurement"),
+    **dict.fromkeys((*REGION_VALUES, "sigma", "S0_roi", "S0_sd"), ("roi",)),
+    **dict.fromkeys(("mu", "sd"), ("roi", "parameter")), "correlation": ("roi", "pair"),
+}  # fmt: skip
+LONG_NAMES = {
+    "mu": "mean of theta = (logit f, ln D, ln(D* - D)) in the region",
+    "sd": "standard deviation of theta between voxels",
+    "correlation": "correlation of theta between voxels",
+    "S0_roi": "mean S0 of the region",
+    "S0_sd": "standard deviation of S0 between voxels",
+    "signal": "diffusion-weighted signal",
+}
+
+
+def _dataset(arrays: Mapping[str, np.ndarray], leading: tuple[str, ...], coords: dict[str, Any]) -> xr.Dataset:
+    """Dataset with the dims, units and names of every variable, and only the coordinates it uses."""
+    data = {}
+    for name, values in arrays.items():
+        dims = (*leading, *DIMS[name])
+        if name == "signal" and values.ndim == len(leading) + 1:  # a voxel's density is one number
+            dims = dims[:-1]
+        if dims[len(leading) : len(leading) + 1] == ("roi",):
+            values = np.expand_dims(values, len(leading))
+        data[name] = (dims, values, _attrs(name))
+    used = {dim for dims, *_ in data.values() for dim in dims}
+    kept = {
+        k: v
+        for k, v in coords.items()
+        if (k in used if not isinstance(v, tuple) else v[0] in used and (k != "voxel_roi" or "voxel" in used))
+    }
+    return xr.Dataset(data, coords=kept)
+
+
+def _attrs(name: str) -> dict[str, str]:
+    parameter = PARAMETERS.get(name.removesuffix("_roi"))
+    if name in LONG_NAMES:
+        unit = "signal units" if name in ("S0_roi", "S0_sd", "signal") else "1"
+        return {"units": unit, "long_name": LONG_NAMES[name]}
+    assert parameter is not None
+    suffix = " of the region's median voxel" if name in REGION_VALUES else ""
+    return {"units": parameter.unit, "long_name": parameter.long_name + suffix}
+
+
+def _stats(
+    stats: xr.Dataset, thin: int, chain_coords: Mapping[str, Any], coords: Mapping[str, Any]
+) -> xr.Dataset:
+    data = {new: stats[old].values for old, new in STATS.items() if old in stats}
+    shape = (len(chain_coords["chain"]), len(chain_coords["draw"]), thin)
+    grouped = {k: v.reshape(shape) for k, v in data.items()}
+    kept = {k: v.any(-1) if k == "diverging" else v[..., -1] for k, v in grouped.items()}
+    return xr.Dataset(
+        {k: (("chain", "draw", "roi"), v[..., None]) for k, v in kept.items()},
+        coords={**chain_coords, "roi": coords["roi"]},
+    )
+
+
+def _constants(voxels: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
+    a = voxels.attrs
+    keep = {k: coords[k] for k in ("roi", "voxel_roi", "x", "y", "z", "b")}
+    return xr.Dataset(
+        {
+            "averages": (("voxel", "measurement"), voxels["averages"].values, {"units": "1"}),
+            "label": ("roi", [a["label"]]),
+            "level": ("roi", [a["level"]]),
+            "available": ("roi", [a["available"]], {"long_name": "usable voxels in the region"}),
+            "left_out": ("roi", [a["left_out"]], {"long_name": "voxels with a signal that is no positive number"}),
+        },
+        coords=keep,
+    )  # fmt: skip
+
+
+def join_regions(regions: Mapping[str, xr.DataTree], scan: xr.Dataset) -> xr.DataTree:
+    """Join the trees of the regions along ``roi`` and ``voxel``."""
+    trees = list(regions.values())
+    groups = {}
+    for name in trees[0].children:
+        parts = [tree[str(name)].to_dataset() for tree in trees]
+        groups[str(name)] = xr.merge(
+            [
+                xr.concat(
+                    [p[[v for v in p.data_vars if dim in p[v].dims]] for p in parts],
+                    dim, join="override", combine_attrs="override", coords="minimal", compat="override",
+                )
+                for dim in ("roi", "voxel")
+                if any(dim in p[v].dims for p in parts for v in p.data_vars)
+            ],
+            combine_attrs="override", compat="override", join="outer",
+        )  # fmt: skip
+        if "voxel" in groups[str(name)].dims:
+            groups[str(name)] = groups[str(name)].assign_coords(voxel=np.arange(groups[str(name)].sizes["voxel"]))
+    groups["constant_data"]["affine"] = (("row", "column"), scan["affine"].values, {"units": "mm"})
+    groups["constant_data"]["attempts"] = ("roi", [int(t.attrs["attempts"]) for t in trees])
+    return xr.DataTree.from_dict(groups)
+
+
+def region_quality(tree: xr.DataTree) -> bool:
+    """Whether R-hat, effective draws and divergences of a region are good enough not to sample it again."""
+    names = [n for n in (*REGION_VALUES, *HYPERPARAMETERS) if tree["posterior"][n].notnull().all()]
+    names = [n for n in names if tree["posterior"][n].std() > 0]
+    posterior = tree["posterior"].to_dataset()[names]
+    worst_rhat = max(float(v.max()) for v in az.rhat(posterior).data_vars.values())
+    worst_ess = min(float(v.min()) for m in ("bulk", "tail") for v in az.ess(posterior, method=m).data_vars.values())
+    divergent = float(tree["sample_stats"]["diverging"].mean())
+    return worst_rhat < R_HAT and worst_ess >= ESS and divergent <= DIVERGENT

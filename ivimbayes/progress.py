@@ -1,0 +1,67 @@
+"""Progress of a fit: a bar for each region, in a terminal or a notebook."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class FitProgress:
+    """Bars that count draws, over all chains of a region; one line in a log file when a region is done."""
+
+    def __init__(self, regions: list[str], total: int, show: bool):
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[stage]}", markup=False),
+            console=console,
+            disable=not show,
+        )
+        self.ids = {
+            name: self.progress.add_task(name, total=total, stage="waiting", start=False) for name in regions
+        }
+        self.finished: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in regions}
+
+    def __enter__(self) -> "FitProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stage(self, region: str, stage: str) -> None:
+        """Say what is being done for a region."""
+        self.progress.update(self.ids[region], stage=stage)
+
+    def begin(self, region: str, total: int) -> None:
+        """Start the bar of a region from zero."""
+        self.finished[region] = {}
+        self.progress.start_task(self.ids[region])
+        self.progress.update(self.ids[region], total=total, completed=0)
+
+    def done(self, region: str, stage: str = "done") -> None:
+        """Fill the bar of a region and stop its clock."""
+        task = self.ids[region]
+        self.progress.start_task(task)
+        total = self.progress.tasks[task].total
+        self.progress.update(task, completed=total, stage=stage)
+        self.progress.stop_task(task)
+
+    def callback(self, region: str, chain: int) -> Callable[[Any], None]:
+        """Make the function that a sampler calls with the progress of its one chain."""
+
+        def update(chains: Any) -> None:
+            counts = self.finished[region]
+            counts[chain] = (sum(c.finished_draws for c in chains), sum(c.divergences for c in chains))
+            done, divergent = (sum(column) for column in zip(*list(counts.values()), strict=True))
+            stage = "sampling" + (f", {divergent} divergent" if divergent else "")
+            self.progress.update(self.ids[region], completed=done, stage=stage)
+
+        return update

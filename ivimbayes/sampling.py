@@ -1,0 +1,371 @@
+"""Fit: choose voxels, build, sample by NUTS, collect. Each region is a fit of its own, compiled once."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import nutpie
+import xarray as xr
+
+from ivimbayes.collect import collect_region, join_regions, region_quality
+from ivimbayes.errors import InputError
+from ivimbayes.least_squares import Population, population_mode
+from ivimbayes.model import ModelSpec, build_model, model_data
+from ivimbayes.priors import TissuePrior, assign_priors, read_priors
+from ivimbayes.progress import FitProgress
+from ivimbayes.storage import read_tree, write_tree
+from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
+
+DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.9
+RETRY_ACCEPT, RETRY_FACTOR = 0.98, 4
+SIZE_STEP = 20
+POLL_SECONDS = 0.2
+STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
+START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 2.0
+SAMPLED = {
+    "voxel": ["mu", "sd", "unit_partial", "S0_roi", "S0_sd", "sigma", "theta"],
+    "mean": ["sigma", "theta"],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Length and seed of a region's chains."""
+
+    draws: int = DRAWS
+    tune: int = TUNE
+    chains: int = CHAINS
+    target_accept: float = TARGET_ACCEPT
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 50), ("tune", 50), ("chains", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} {getattr(self, name)}; give {least} or more")
+        if not 0.5 <= self.target_accept < 1:
+            raise InputError(f"target_accept {self.target_accept:g}; give a number from 0.5 to below 1")
+
+
+@dataclass(frozen=True)
+class RegionTask:
+    """One region, ready to sample."""
+
+    name: str
+    voxels: xr.Dataset
+    spec: ModelSpec
+    scale: float
+    starts: tuple[Population, ...]
+    data: Mapping[str, np.ndarray]
+
+    @property
+    def level(self) -> str:
+        """Whether voxels or the mean curve are fitted."""
+        return str(self.voxels.attrs["level"])
+
+
+def fit(
+    scan: xr.Dataset,
+    spec: ModelSpec | None = None,
+    *,
+    tissue: Mapping[str, str] | None = None,
+    priors: Mapping[str, TissuePrior] | str | Path | None = None,
+    voxels_per_roi: int | None = VOXELS_PER_ROI,
+    downsample: int | Sequence[int] = 1,
+    level: str = "voxel",
+    draws: int = DRAWS,
+    tune: int = TUNE,
+    chains: int = CHAINS,
+    target_accept: float = TARGET_ACCEPT,
+    seed: int = 0,
+    cores: int | None = None,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> xr.DataTree:
+    """Sample the posterior of every region of a scan.
+
+    Parameters
+    ----------
+    scan : Dataset
+        From `read_scan`.
+    spec : ModelSpec, optional
+        Model. Its prior, when it is not the generic one, is used for every region that `tissue` does not
+        name.
+    tissue : mapping of str to str, optional
+        Tissue by region name, ``"*"`` for all others. A region not named takes the tissue its name speaks
+        of, or the generic prior.
+    priors : mapping or path, optional
+        Tissues to choose from, or a file of them; the package's own when not given.
+    voxels_per_roi, downsample, level
+        As in `choose_voxels`.
+    draws, tune, chains, target_accept
+        Draws kept and discarded in each chain, chains, and NUTS acceptance. A region that has not converged
+        is sampled once more with four times the draws (thinned to `draws`) and acceptance 0.98.
+    seed : int
+        The same seed gives the same draws, whatever the number of cores.
+    cores : int, optional
+        Chains that run at a time, over all regions; all cores when not given.
+    progress : bool
+        Show a bar for each region.
+    checkpoint : path, optional
+        Folder in which finished regions are kept; a later call with the same input continues from there.
+
+    Returns
+    -------
+    DataTree
+        Groups ``posterior``, ``prior``, ``posterior_predictive``, ``prior_predictive``, ``log_likelihood``,
+        ``sample_stats``, ``observed_data`` and ``constant_data``. In ``posterior``: ``f``, ``D``, ``D_star``,
+        ``S0`` (chain, draw, voxel); ``f_roi``, ``D_roi``, ``D_star_roi``, ``sigma``, ``S0_roi``, ``S0_sd``
+        (chain, draw, roi); ``mu``, ``sd`` (chain, draw, roi, parameter) and ``correlation`` (chain, draw,
+        roi, pair) of theta. Predictive groups hold fewer draws.
+
+    Raises
+    ------
+    InputError
+        If an option is out of range or a region cannot be fitted; nothing is sampled then.
+    """
+    spec = ModelSpec() if spec is None else spec
+    settings = Settings(draws, tune, chains, target_accept, seed)
+    cores = (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) if cores is None else cores  # fmt: skip
+    if not cores or cores < 1:
+        raise InputError(f"cores {cores}; give 1 or more")
+    chosen = choose_voxels(
+        scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed
+    )
+    table = priors if isinstance(priors, Mapping) else read_priors(priors)
+    assigned = assign_priors(list(chosen), tissue, table)
+    if spec.prior.name != "generic":
+        assigned = {name: p if name in (tissue or {}) else spec.prior for name, p in assigned.items()}
+    with FitProgress(list(chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
+        tasks = _prepare(chosen, spec, assigned, bars)
+        results = _sample_all(tasks, settings, cores, bars, checkpoint)
+    tree = join_regions(results, scan)
+    tree.attrs |= {
+        "spec": spec.to_json(),
+        "priors": json.dumps({name: prior.to_dict() for name, prior in assigned.items()}),
+        "settings": json.dumps(dataclasses.asdict(settings)),
+        "versions": json.dumps({p: version(p) for p in ("ivimbayes", "pymc", "nutpie", "arviz", "numpy")}),
+        "inputs": scan.attrs.get("inputs", "{}"),
+        "source": scan.attrs.get("source", ""),
+        "seed": seed,
+    }
+    return tree
+
+
+def _prepare(
+    chosen: Mapping[str, xr.Dataset], spec: ModelSpec, priors: Mapping[str, TissuePrior], bars: FitProgress
+) -> list[RegionTask]:
+    """Find the modes each region starts from, and pad all pooled regions to one size."""
+    largest = max((v.sizes["voxel"] for v in chosen.values() if v.attrs["level"] == "voxel"), default=1)
+    size = -(-largest // SIZE_STEP) * SIZE_STEP
+    tasks = []
+    for name, voxels in chosen.items():
+        bars.stage(name, "starting points")
+        mine = spec.with_prior(priors[name])
+        scale = float(np.median(voxels["signal"].values.max(axis=1)))
+        starts = _starts(voxels, mine, scale)
+        padded = size if voxels.attrs["level"] == "voxel" else 1
+        tasks.append(RegionTask(name, voxels, mine, scale, starts, model_data(voxels, mine, starts[0], scale, padded)))
+    return tasks
+
+
+def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Population, ...]:
+    """Modes of the population that dispersed starting points lead to, the best first.
+
+    They are sought on a part of the voxels. Modes that differ are refined on all voxels and kept where their
+    Laplace evidence is within `START_EVIDENCE` of the best, so that chains set out from every mode that
+    matters and from none that does not.
+    """
+    signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
+    part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
+    prior, found = spec.prior, list[Population]()
+    for offset in STARTS:
+        start = prior.theta_centre + offset * prior.theta_width
+        mode = population_mode(signal[part], averages[part], b, prior, start)
+        if all(np.abs(mode.mean - other.mean).max() > START_DISTANCE for other in found):
+            found.append(mode)
+    plausible = max(mode.log_evidence for mode in found) - START_SCREEN
+    refined = [
+        mode if len(part) == len(signal) else population_mode(signal, averages, b, prior, mode)
+        for mode in found
+        if mode.log_evidence > plausible
+    ]
+    refined.sort(key=lambda mode: -mode.log_evidence)
+    return tuple(mode for mode in refined if mode.log_evidence > refined[0].log_evidence - START_EVIDENCE)
+
+
+@lru_cache(maxsize=4)
+def _compile(structure: str, level: str, size: int, measurements: int) -> Any:
+    """Compile the model of one structure, once a process; only its data change between regions."""
+    spec = ModelSpec.from_json(structure)
+    curve = xr.Dataset(
+        {
+            "signal": (("voxel", "measurement"), np.ones((size, measurements))),
+            "averages": (("voxel", "measurement"), np.ones((size, measurements))),
+        },
+        coords={"b": ("measurement", np.arange(measurements, dtype=float))},
+    )
+    blank = Population(np.zeros(3), np.eye(3), 1.0, np.zeros((size, 3, 3)), np.zeros((size, 3)), np.ones(size), 0.0)
+    model = build_model(model_data(curve, spec, blank, 1.0), spec, level)
+    return nutpie.compile_pymc_model(model, backend="numba", var_names=SAMPLED[level])
+
+
+def compiled_for(task: RegionTask) -> Any:
+    """Compiled model with the region's data in it."""
+    structure = task.spec.with_prior(ModelSpec().prior).to_json()
+    compiled = _compile(structure, task.level, *task.data["observed"].shape)
+    known = {variable.name for variable in compiled.shared_var_keys}
+    return compiled.with_data(**{name: value for name, value in task.data.items() if name in known})
+
+
+def _sample_all(
+    tasks: list[RegionTask],
+    settings: Settings,
+    cores: int,
+    bars: FitProgress,
+    checkpoint: str | Path | None,
+) -> dict[str, xr.DataTree]:
+    """Sample every chain of every region, `cores` at a time; collect a region when its chains are done."""
+    results: dict[str, xr.DataTree] = {}
+    running = _Running()
+    pool = ThreadPoolExecutor(cores)
+    try:
+        pending: dict[Future[Any], tuple[RegionTask, int, int]] = {}
+        parts: dict[tuple[str, int], dict[int, Any]] = {}
+        keys = {task.name: _key(task, settings) for task in tasks}
+        for task in tasks:
+            if (kept := _kept(checkpoint, task, keys[task.name])) is not None:
+                results[task.name] = kept
+                bars.done(task.name, "kept from before")
+                continue
+            bars.stage(task.name, "preparing")
+            _submit(task, settings, 1, pool, running, bars, pending)
+        while pending:
+            future = next(as_completed(pending))
+            task, chain, attempt = pending.pop(future)
+            chains = parts.setdefault((task.name, attempt), {})
+            chains[chain] = future.result()
+            if len(chains) < settings.chains:
+                continue
+            drawn = [chains[c] for c in range(settings.chains)]
+            bars.stage(task.name, "collecting")
+            tree = collect_region(task.voxels, task.spec, task.scale, drawn, settings.seed, settings.draws)
+            if attempt == 1 and not region_quality(tree):
+                bars.stage(task.name, "once more, longer")
+                _submit(task, settings, 2, pool, running, bars, pending)
+                continue
+            tree.attrs |= {"attempts": attempt, "key": keys[task.name]}
+            if checkpoint is not None:
+                Path(checkpoint).mkdir(parents=True, exist_ok=True)
+                write_tree(tree, _checkpoint_file(checkpoint, task))
+            results[task.name] = tree
+            bars.done(task.name)
+    except BaseException:
+        running.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return {task.name: results[task.name] for task in tasks}
+
+
+class _Running:
+    """Runs samplers, and ends those at work when the fit is interrupted."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+
+    def run(self, compiled: Any, **options: Any) -> xr.DataTree:
+        """Sample one chain; the handle is polled, since it cannot be ended from another thread while it waits."""
+        sampler = nutpie.sample(compiled, blocking=False, progress_bar=False, save_warmup=False, **options)
+        while not self.stopped.is_set():
+            with suppress(TimeoutError):
+                return sampler.wait(timeout=POLL_SECONDS)
+        sampler.cancel()
+        raise InterruptedError("sampling was stopped")
+
+    def stop(self) -> None:
+        """End every sampler at its next poll."""
+        self.stopped.set()
+
+
+def _submit(
+    task: RegionTask,
+    settings: Settings,
+    attempt: int,
+    pool: ThreadPoolExecutor,
+    running: _Running,
+    bars: FitProgress,
+    pending: dict[Future[Any], tuple[RegionTask, int, int]],
+) -> None:
+    compiled = compiled_for(task)
+    factor = 1 if attempt == 1 else RETRY_FACTOR
+    bars.begin(task.name, settings.chains * factor * (settings.draws + settings.tune))
+    label = int(task.voxels.attrs["label"])
+    for chain in range(settings.chains):
+        seed = np.random.SeedSequence([settings.seed, label, chain, attempt])
+        start = _start_point(compiled, task, chain, np.random.default_rng(seed))
+        future = pool.submit(
+            running.run,
+            dataclasses.replace(compiled, initial_point_func=lambda _, start=start: start),
+            chains=1,
+            cores=1,
+            draws=settings.draws * factor,
+            tune=settings.tune * factor,
+            target_accept=settings.target_accept if attempt == 1 else max(RETRY_ACCEPT, settings.target_accept),
+            seed=int(seed.generate_state(1)[0]),
+            progress_callback=bars.callback(task.name, chain),
+        )
+        pending[future] = (task, chain, attempt)
+
+
+def _start_point(compiled: Any, task: RegionTask, chain: int, rng: np.random.Generator) -> np.ndarray:
+    """Unconstrained starting point of a chain, near one of the region's modes."""
+    mode = task.starts[chain % len(task.starts)]
+    size = len(task.data["observed"])
+    sd = np.sqrt(np.diag(mode.covariance))
+    values = {
+        "mu": mode.mean + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(3),
+        "sd_log__": np.log(sd) + 0.3 * rng.standard_normal(3),
+        "unit_partial_logodds__": 0.3 * rng.standard_normal(3),
+        "S0_roi": np.mean(mode.S0),
+        "S0_sd_log__": np.log(np.std(mode.S0) + 0.02),
+        "sigma_log__": np.log(mode.sigma) + 0.1 * rng.standard_normal(),
+        "theta_informed__": 0.5 * rng.standard_normal((size, 3)),
+    }
+    return np.concatenate([np.ravel(values[name]) for name in compiled.shape_info[0] if name in values])
+
+
+def _key(task: RegionTask, settings: Settings) -> str:
+    """Digest of everything a region's draws depend on."""
+    digest = hashlib.sha256(task.spec.to_json().encode())
+    digest.update(json.dumps(dataclasses.asdict(settings)).encode())
+    digest.update(json.dumps([version(p) for p in ("ivimbayes", "pymc", "nutpie", "numpy")]).encode())
+    for name in sorted(task.data):
+        digest.update(np.ascontiguousarray(task.data[name]).tobytes())
+    digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
+    return digest.hexdigest()
+
+
+def _checkpoint_file(checkpoint: str | Path, task: RegionTask) -> Path:
+    return Path(checkpoint) / f"region-{task.voxels.attrs['label']}.nc"
+
+
+def _kept(checkpoint: str | Path | None, task: RegionTask, key: str) -> xr.DataTree | None:
+    """Result of an earlier run with the same key."""
+    if checkpoint is None or not (path := _checkpoint_file(checkpoint, task)).is_file():
+        return None
+    try:
+        tree = read_tree(path)
+    except InputError:
+        return None
+    return tree if tree.attrs.get("key") == key else None
