@@ -1,0 +1,328 @@
+"""From a fit to tables: what each region's posterior says, and whether to believe it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.cluster.vq import kmeans2
+from scipy.stats import gaussian_kde
+
+from ivimbayes.collect import HYPERPARAMETERS, REGION_VALUES
+from ivimbayes.priors import TissuePrior
+from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter
+
+HDI = 0.95
+NORMAL_SD = (0.158655, 0.841345)  # quantiles one standard deviation from the mean of a Normal
+COLUMNS = (
+    "roi", "parameter", "unit", "mean", "median", "sd", "hdi_low", "hdi_high", "spread", "ess_bulk",
+    "ess_tail", "r_hat", "verdict",
+)  # fmt: skip
+VERDICTS = ("converged", "doubtful", "failed")
+R_HAT, R_HAT_FAILED, R_HAT_VOXEL = 1.01, 1.05, 1.05
+ESS, ESS_FAILED = 400, 100
+DIVERGENT, DIVERGENT_FAILED = 0.001, 0.02
+BFMI = 0.3
+IDENTIFIED = 0.5
+MODE_WEIGHT, MODE_VALLEY, MODE_DRAWS = 0.05, 0.6, 4000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found in a region's posterior.
+
+    Attributes
+    ----------
+    level : {"note", "doubtful", "failed"}
+        What it means for the verdict.
+    what : str
+        What was found.
+    advice : str
+        What to do about it.
+    """
+
+    level: str
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.advice}" if self.advice else self.what
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of several modes of a region: its share of the draws, and its median f, D and D* (mm²/s)."""
+
+    weight: float
+    f: float
+    D: float
+    D_star: float
+
+    def __str__(self) -> str:
+        return (
+            f"f {self.f:.2f}, D {1e3 * self.D:.2f}, D* {1e3 * self.D_star:.1f} x 1e-3 mm2/s "
+            f"({100 * self.weight:.0f} % of the draws)"
+        )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Verdict on a region's posterior, with reasons.
+
+    Attributes
+    ----------
+    verdict : {"converged", "doubtful", "failed"}
+    findings : tuple of Finding
+        The gravest first.
+    contraction : mapping of str to float
+        By parameter, the share of the prior variance of the region's value (in its unbounded form) that the
+        data took away: 1 is all from the data, 0 all from the prior.
+    modes : tuple of Mode
+        Two, where the posterior has two modes.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    contraction: Mapping[str, float]
+    modes: tuple[Mode, ...] = field(default=())
+
+
+def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = None) -> pd.DataFrame:
+    """Tabulate the posterior of each region.
+
+    Parameters
+    ----------
+    tree : DataTree
+        From `fit`.
+    diagnoses : mapping, optional
+        From `diagnose`, where they are at hand.
+
+    Returns
+    -------
+    DataFrame
+        A row for f, D, D_star, S0 and sigma of each region, with the columns of ``summary.tsv``: mean,
+        median, standard deviation and 95 % highest-density interval of the region's value (of its median
+        voxel), ``spread`` between the fitted voxels (posterior mean of half their central 68 % range, which
+        is the standard deviation if they are normal), bulk and tail effective draws, R-hat and the region's
+        verdict. D and D_star are in 10⁻³ mm²/s.
+    """
+    posterior = tree["posterior"].to_dataset()
+    diagnoses = diagnose(tree) if diagnoses is None else diagnoses
+    names = {"f": "f_roi", "D": "D_roi", "D_star": "D_star_roi", "S0": "S0_roi", "sigma": "sigma"}
+    rows = []
+    for roi in posterior["roi"].values.tolist():
+        for parameter, name in names.items():
+            values = posterior[name].sel(roi=roi)
+            if parameter == "S0" and float(values.std()) == 0:  # a mean curve has one S0, its own
+                values = posterior["S0"].isel(voxel=posterior["voxel_roi"].values == roi).isel(voxel=0)
+            rows.append(
+                _row(roi, PARAMETERS[parameter], values, posterior) | {"verdict": diagnoses[roi].verdict}
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(roi: str, parameter: Parameter, values: xr.DataArray, posterior: xr.Dataset) -> dict[str, object]:
+    draws = np.asarray(values.transpose("chain", "draw").values, float)
+    scale, spread = parameter.display_scale, np.nan
+    if "voxel" in posterior[parameter.name].dims:
+        voxels = posterior[parameter.name].isel(voxel=posterior["voxel_roi"].values == roi)
+        if voxels.sizes["voxel"] > 1:
+            low, high = voxels.astype(float).quantile(NORMAL_SD, "voxel")
+            spread = float((high - low).mean() / 2)
+    low, high = az.hdi(draws.ravel(), prob=HDI)
+    single = xr.Dataset({"value": (("chain", "draw"), draws)})
+    return {
+        "roi": roi, "parameter": parameter.name, "unit": parameter.display_unit,
+        "mean": scale * draws.mean(), "median": scale * np.median(draws), "sd": scale * draws.std(ddof=1),
+        "hdi_low": scale * low, "hdi_high": scale * high, "spread": scale * spread,
+        "ess_bulk": float(az.ess(single, method="bulk")["value"]),
+        "ess_tail": float(az.ess(single, method="tail")["value"]),
+        "r_hat": float(az.rhat(single)["value"]),
+    }  # fmt: skip
+
+
+def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
+    """Judge the posterior of each region, with reasons in plain words and what to do.
+
+    Parameters
+    ----------
+    tree : DataTree
+        From `fit`.
+
+    Returns
+    -------
+    dict of str to Diagnosis
+        By region. ``failed``: R-hat above 1.05, fewer than 100 effective draws, or more than 2 % divergent.
+        ``doubtful``: R-hat above 1.01 (1.05 for a single voxel), fewer than 400 effective draws, more than
+        0.1 % divergent, E-BFMI below 0.3, or two modes. What the data could not tell is a note and does not
+        change the verdict.
+
+    Notes
+    -----
+    R-hat and effective draws: Vehtari et al. 2021, doi:10.1214/20-BA1221.
+    """
+    posterior = tree["posterior"].to_dataset()
+    priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
+    names = [n for n in (*REGION_VALUES, *HYPERPARAMETERS) if n in posterior]
+    voxel_rhat = az.rhat(posterior[["f", "D", "D_star"]])
+    result = {}
+    for roi in posterior["roi"].values.tolist():
+        mine = posterior[names].sel(roi=roi)
+        mine = mine[[n for n in names if mine[n].notnull().all() and float(mine[n].std()) > 0]]
+        contraction = _contraction(mine["mu"], priors[roi])
+        modes = find_modes(mine["mu"].values.reshape(-1, 3))
+        rhat_voxel = max(float(v[posterior["voxel_roi"].values == roi].max()) for v in voxel_rhat.data_vars.values())
+        findings = [
+            *_sampling(mine, rhat_voxel, modes, roi),
+            *_energy(tree["sample_stats"].to_dataset().sel(roi=roi)),
+            *([] if modes else _identification(contraction, mine, priors[roi])),
+            *_data(tree["constant_data"].to_dataset(), roi),
+        ]  # fmt: skip
+        findings.sort(key=lambda finding: ("failed", "doubtful", "note").index(finding.level))
+        levels = {finding.level for finding in findings}
+        verdict = "failed" if "failed" in levels else "doubtful" if "doubtful" in levels else "converged"
+        result[roi] = Diagnosis(verdict, tuple(findings), contraction, modes)
+    return result
+
+
+def _sampling(mine: xr.Dataset, rhat_voxel: float, modes: tuple[Mode, ...], roi: str) -> list[Finding]:
+    """Findings from R-hat, effective draws and the number of modes."""
+    findings = []
+    rhat = {str(k): float(v.max()) for k, v in az.rhat(mine).data_vars.items()}
+    worst = max(rhat, key=lambda k: rhat[k])
+    if modes:
+        findings.append(
+            Finding(
+                "failed" if rhat[worst] >= R_HAT_FAILED else "doubtful",
+                f"two modes: {modes[0]} and {modes[1]}",
+                f"the data allow both: give the region the prior of its tissue (--tissue {roi!r}=TISSUE), "
+                "or acquire more b values below 100 s/mm2",
+            )
+        )
+    if rhat[worst] >= R_HAT:
+        level = "failed" if rhat[worst] >= R_HAT_FAILED else "doubtful"
+        advice = "see the two modes" if modes else "sample longer (--tune 2000 --draws 4000)"
+        findings.append(Finding(level, f"the chains disagree: R-hat {rhat[worst]:.3f} for {worst}", advice))
+    elif rhat_voxel >= R_HAT_VOXEL:
+        findings.append(
+            Finding("doubtful", f"the chains disagree about a voxel: R-hat {rhat_voxel:.3f}", "sample longer")
+        )
+    for method in ("bulk", "tail"):
+        ess = {str(k): float(v.min()) for k, v in az.ess(mine, method=method).data_vars.items()}
+        worst = min(ess, key=lambda k: ess[k])
+        if ess[worst] < ESS:
+            level = "failed" if ess[worst] < ESS_FAILED else "doubtful"
+            findings.append(
+                Finding(level, f"{ess[worst]:.0f} effective draws ({method}) for {worst}, {ESS} are needed", "sample longer (--draws 4000)")
+            )
+    return findings  # fmt: skip
+
+
+def _energy(stats: xr.Dataset) -> list[Finding]:
+    """Findings from divergences, energy and tree depth."""
+    findings = []
+    count, share = int(stats["diverging"].sum()), float(stats["diverging"].mean())
+    if count:
+        level = "failed" if share > DIVERGENT_FAILED else "doubtful" if share > DIVERGENT else "note"
+        findings.append(
+            Finding(
+                level,
+                f"{count} divergent transitions of {stats['diverging'].size}",
+                "the sampler missed a part of the posterior: raise --target-accept to 0.99"
+                if level != "note"
+                else "too few to matter",
+            )
+        )
+    energy = stats["energy"].values
+    bfmi = float(np.min(np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1)))
+    if bfmi < BFMI:
+        findings.append(Finding("doubtful", f"E-BFMI {bfmi:.2f}, below {BFMI}", "sample longer (--tune 2000)"))
+    return findings
+
+
+def _contraction(mu: xr.DataArray, prior: TissuePrior) -> dict[str, float]:
+    sd = mu.std(("chain", "draw")).values
+    names = [str(name) for name in mu["parameter"].values]
+    return {name: float(1 - (s / w) ** 2) for name, s, w in zip(names, sd, prior.theta_width, strict=True)}
+
+
+def _identification(contraction: Mapping[str, float], mine: xr.Dataset, prior: TissuePrior) -> list[Finding]:
+    """Say which parameters rest on the prior."""
+    findings = []
+    for name, value in contraction.items():
+        if value < IDENTIFIED:
+            label, scale = PARAMETERS[name].label, PARAMETERS[name].display_scale
+            median = scale * float(mine[f"{name}_roi"].median())
+            findings.append(
+                Finding(
+                    "note",
+                    f"{label} rests on the prior: the data took away {100 * max(value, 0):.0f} % of the prior variance "
+                    f"(median {median:.3g}, prior of {prior.name} {scale * prior.centre[name]:.3g})",
+                    "report it with its interval, not as a measurement",
+                )
+            )
+    return findings
+
+
+def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
+    """Say which voxels were fitted."""
+    region = constant.sel(roi=roi)
+    fitted = int((constant["voxel_roi"].values == roi).sum())
+    available, left_out = int(region["available"]), int(region["left_out"])
+    findings = []
+    if str(region["level"].values) == "mean":
+        findings.append(
+            Finding("note", f"the mean curve of {available} voxels was fitted: no spread between voxels")
+        )
+    elif fitted < available:
+        findings.append(Finding("note", f"{fitted} of {available} voxels were fitted, a stratified sample"))
+    if left_out:
+        findings.append(
+            Finding("note", f"{left_out} voxels were left out: a signal is zero, negative or not a number")
+        )
+    return findings
+
+
+def find_modes(mu: np.ndarray) -> tuple[Mode, ...]:
+    """Two modes of the region's value, if its draws have them.
+
+    The draws of theta are split in two (k-means); along the line between the centres their density must fall
+    below 60 % of the lower peak, and the smaller part must hold 5 % of the draws.
+
+    Parameters
+    ----------
+    mu : ndarray (draw, parameter)
+        Draws of the region's mean of theta.
+
+    Returns
+    -------
+    tuple of Mode
+        Empty, or two, the larger first.
+    """
+    every = max(1, len(mu) // MODE_DRAWS)
+    sd = mu.std(axis=0)
+    if not (sd > 0).all():
+        return ()
+    z = ((mu - mu.mean(axis=0)) / sd)[::every]
+    centres, part = kmeans2(z, 2, minit="++", rng=np.random.default_rng(0))
+    weight = np.bincount(part, minlength=2) / len(part)
+    if weight.min() < MODE_WEIGHT:
+        return ()
+    along = (z - centres[0]) @ (centres[1] - centres[0]) / ((centres[1] - centres[0]) ** 2).sum()
+    grid = np.linspace(*np.quantile(along, [0.005, 0.995]), 201)
+    density = gaussian_kde(along)(grid)
+    split = int(np.searchsorted(grid, 0.5))
+    if not 0 < split < len(grid) - 1:
+        return ()
+    left, right = int(density[:split].argmax()), split + int(density[split:].argmax())
+    if density[left : right + 1].min() > MODE_VALLEY * min(density[left], density[right]):
+        return ()
+    signal = SIGNALS["biexponential"]
+    found = [
+        Mode(float(weight[k]), *(float(v) for v in signal.values(*np.median(mu[::every][part == k], axis=0))))
+        for k in (0, 1)
+    ]
+    return tuple(sorted(found, key=lambda mode: -mode.weight))
