@@ -64,6 +64,20 @@ class TissuePrior:
         """Scales of the standard deviation between voxels in theta, shape (parameter,)."""
         return np.array([self.spread[p] for p in PARAMETERS])
 
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Central 95 % prior range of the region's f (1), D and D_star (mm²/s).
+
+        That of D_star is for D at its median.
+        """
+        low, high = (self.theta_centre + sign * 1.96 * self.theta_width for sign in (-1, 1))
+        (f0, D0, _), (f1, D1, _) = (SIGNALS["biexponential"].values(*end) for end in (low, high))
+        D = self.centre["D"]
+        return {
+            "f": (float(f0), float(f1)),
+            "D": (float(D0), float(D1)),
+            "D_star": (D + float(np.exp(low[2])), D + float(np.exp(high[2]))),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the priors file."""
         plain = asdict(self)

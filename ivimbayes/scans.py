@@ -19,6 +19,7 @@ from xarray.core import indexing
 
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.labels import read_label_names
+from ivimbayes.storage import replacing
 
 MIN_DISTINCT_B = 4
 LOW_B = 50.0  # the lowest b must not lie above this, or S0 and f cannot be told apart
@@ -352,3 +353,30 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def write_scan(scan: xr.Dataset, folder: str | Path) -> tuple[Path, Path]:
+    """Write a scan as NIfTI, for `read_scan` and other programs.
+
+    Parameters
+    ----------
+    scan : Dataset
+        ``signal`` (x, y, z, measurement), ``roi`` (x, y, z), ``affine`` and ``b``, as `read_scan` gives them.
+    folder : path
+        Where ``dwi.nii.gz``, ``dwi.bval``, ``labels.nii.gz`` and ``labels.json`` are written.
+
+    Returns
+    -------
+    dwi, labels : path
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = scan["affine"].values
+    for name, values, dtype in (("dwi", scan["signal"], np.float32), ("labels", scan["roi"], np.uint8)):
+        with replacing(folder / f"{name}.nii.gz") as path:
+            nib.save(nib.Nifti1Image(values.values.astype(dtype), affine), path)
+    with replacing(folder / "dwi.bval") as path:
+        path.write_text(" ".join(f"{b:g}" for b in scan["b"].values) + "\n", encoding="utf-8")
+    with replacing(folder / "labels.json") as path:
+        path.write_text(scan.attrs["roi_names"] + "\n", encoding="utf-8")
+    return folder / "dwi.nii.gz", folder / "labels.nii.gz"

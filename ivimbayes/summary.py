@@ -144,6 +144,31 @@ def _row(roi: str, parameter: Parameter, values: xr.DataArray, posterior: xr.Dat
     }  # fmt: skip
 
 
+def compare_truth(table: pd.DataFrame, truth: xr.Dataset) -> pd.DataFrame:
+    """Set true values beside the posterior.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `summarize`.
+    truth : Dataset
+        ``f_roi``, ``D_roi``, ``D_star_roi`` (roi), as `phantom` and `simulate` give them.
+
+    Returns
+    -------
+    DataFrame
+        ``roi``, ``parameter``, ``unit``, ``truth``, ``median``, ``hdi_low``, ``hdi_high`` and ``inside``.
+    """
+    rows = table[table["parameter"].isin(["f", "D", "D_star"])].copy()
+    rows["truth"] = [
+        PARAMETERS[p].display_scale * float(truth[f"{p}_roi"].sel(roi=r))
+        for r, p in zip(rows["roi"], rows["parameter"], strict=True)
+    ]
+    rows["inside"] = (rows["hdi_low"] <= rows["truth"]) & (rows["truth"] <= rows["hdi_high"])
+    columns = ["roi", "parameter", "unit", "truth", "median", "hdi_low", "hdi_high", "inside"]
+    return rows[columns].reset_index(drop=True)
+
+
 def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
     """Judge the posterior of each region, with reasons in plain words and what to do.
 

@@ -1,0 +1,23 @@
+# The public names. Relative imports, since lazy_loader reads this file and accepts no others.
+from .errors import InputError as InputError
+from .errors import InputWarning as InputWarning
+from .model import ModelSpec as ModelSpec
+from .model import build_model as build_model
+from .noise import NOISES as NOISES
+from .plots import plot_decay as plot_decay
+from .plots import plot_regions as plot_regions
+from .priors import TISSUES as TISSUES
+from .priors import TissuePrior as TissuePrior
+from .priors import read_priors as read_priors
+from .priors import tissue_prior as tissue_prior
+from .sampling import fit as fit
+from .scans import read_scan as read_scan
+from .signals import SIGNALS as SIGNALS
+from .signals import predict as predict
+from .simulate import phantom as phantom
+from .simulate import simulate as simulate
+from .storage import read_tree as read_tree
+from .storage import write_tree as write_tree
+from .summary import diagnose as diagnose
+from .summary import summarize as summarize
+from .voxels import choose_voxels as choose_voxels

@@ -1,0 +1,300 @@
+"""The command line: arguments to functions, and results to the terminal. No science.
+
+Modules that take long to import are imported where they are used, so that ``--help`` answers at once.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ivimbayes.errors import InputError, InputWarning
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+app = typer.Typer(
+    name="ivimbayes",
+    help="Bayesian intravoxel incoherent motion (IVIM) MRI: a posterior for every region, with its diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+CHECKPOINT = ".ivimbayes-regions"
+RESULTS = ("posterior.nc", "summary.tsv", "truth.tsv")
+EXIT_INPUT, EXIT_FAILED_REGION, EXIT_INTERRUPTED = 2, 3, 130
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+VoxelsPerRoi = Annotated[
+    int, typer.Option("--voxels-per-roi", help="Voxels a region at most, a stratified sample; 0 takes all.")
+]
+Draws = Annotated[int, typer.Option("--draws", help="Draws kept of each chain.")]
+Tune = Annotated[int, typer.Option("--tune", help="Draws discarded of each chain.")]
+Chains = Annotated[int, typer.Option("--chains", help="Chains a region.")]
+TargetAccept = Annotated[float, typer.Option("--target-accept", help="NUTS acceptance.")]
+Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws on any number of cores.")]
+Cores = Annotated[int | None, typer.Option("--cores", help="Chains that run at a time.  [default: all cores]")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@app.command("fit")
+def fit_command(
+    dwi: Annotated[Path, typer.Argument(help="4-D diffusion-weighted NIfTI image.", show_default=False)],
+    out: Out,
+    rois: Annotated[
+        Path | None, typer.Option("--rois", help="3-D NIfTI image of integer labels, a region a label.")
+    ] = None,
+    bval: Annotated[
+        Path | None, typer.Option("--bval", help="b values in s/mm2.  [default: DWI's name ending in .bval]")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="3-D NIfTI image, 0 outside.")] = None,
+    names: Annotated[
+        str | None,
+        typer.Option("--names", help="Names of labels: 1=liver,2=kidney, or a .json or dseg.tsv file."),
+    ] = None,
+    region: Annotated[
+        list[str] | None, typer.Option("--region", help="Fit this region only; may be repeated.")
+    ] = None,
+    tissue: Annotated[
+        list[str] | None,
+        typer.Option("--tissue", help="Prior of a region, REGION=TISSUE, or TISSUE for all; may be repeated."),
+    ] = None,
+    priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
+    averages: Annotated[
+        str | None, typer.Option("--averages", help="Images averaged into each volume (NSA): 1,1,2,4 ...")
+    ] = None,
+    b_min: Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")] = None,
+    b_max: Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")] = None,
+    voxels_per_roi: VoxelsPerRoi = 200,
+    downsample: Annotated[
+        str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
+    ] = "1",
+    level: Annotated[str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")] = "voxel",
+    population: Annotated[
+        str, typer.Option("--population", help="Voxels around their region: normal, student_t.")
+    ] = "normal",
+    draws: Draws = 1000,
+    tune: Tune = 500,
+    chains: Chains = 4,
+    target_accept: TargetAccept = 0.9,
+    seed: Seed = 0,
+    cores: Cores = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the regions of a scan; write posterior.nc and summary.tsv.
+
+    Exit status 0: results written. 2: nothing written, the message says why. 3: results written, a region's
+    posterior is not to be trusted.
+    """
+    from ivimbayes.model import ModelSpec
+    from ivimbayes.sampling import fit
+    from ivimbayes.scans import read_scan
+
+    options = {
+        "tissue": _tissues(tissue), "priors": priors, "voxels_per_roi": voxels_per_roi or None,
+        "downsample": _whole_numbers(downsample, "--downsample"), "level": level, "draws": draws, "tune": tune,
+        "chains": chains, "target_accept": target_accept, "seed": seed, "cores": cores, "progress": not quiet,
+    }  # fmt: skip
+    if rois is None and mask is None:
+        raise InputError(f"{dwi}: no regions given; name a label image with --rois or a mask with --mask")
+    spec = ModelSpec(population=population)
+    scan = read_scan(
+        dwi, bval, mask, rois, names=_names(names), regions=region or None,
+        averages=_numbers(averages, "--averages"), b_min=b_min, b_max=b_max,
+    )  # fmt: skip
+    with _OutFolder(out, overwrite) as folder:
+        tree = fit(scan, spec, checkpoint=folder / CHECKPOINT, **options)
+        verdicts = _write(tree, folder)
+    _finish(out, verdicts)
+
+
+@app.command()
+def demo(
+    out: Out,
+    draws: Draws = 1000,
+    tune: Tune = 500,
+    chains: Chains = 4,
+    seed: Seed = 0,
+    cores: Cores = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the embedded phantom: three tissues whose true values are printed beside the posterior.
+
+    The phantom is written to the folder phantom, as NIfTI, the truth of the regions to truth.tsv.
+    """
+    from ivimbayes.sampling import fit
+    from ivimbayes.scans import read_scan, write_scan
+    from ivimbayes.simulate import phantom
+
+    simulated, truth = phantom()
+    with _OutFolder(out, overwrite) as folder:
+        dwi, labels = write_scan(simulated, folder / "phantom")
+        tree = fit(
+            read_scan(dwi, rois=labels), draws=draws, tune=tune, chains=chains, seed=seed, cores=cores,
+            progress=not quiet, checkpoint=folder / CHECKPOINT,
+        )  # fmt: skip
+        verdicts = _write(tree, folder, truth)
+    _finish(out, verdicts)
+
+
+@app.command()
+def summary(
+    folder: Annotated[Path, typer.Argument(help="A folder that ivimbayes fit wrote.", show_default=False)],
+) -> None:
+    """Print the table and the verdicts of a fit."""
+    from ivimbayes.storage import read_tree
+    from ivimbayes.summary import diagnose, summarize
+    from ivimbayes.terminal import print_fit
+
+    tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
+    diagnoses = diagnose(tree)
+    print_fit(summarize(tree, diagnoses), diagnoses, tree)
+
+
+@app.command()
+def tissues(
+    priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
+) -> None:
+    """List the tissues, their priors and where the numbers come from."""
+    from ivimbayes.priors import read_priors
+    from ivimbayes.terminal import print_tissues
+
+    print_tissues(read_priors(priors))
+
+
+class _OutFolder:
+    """The results folder: made if need be, refused if it holds anything else, gone again if nothing came of it."""
+
+    def __init__(self, path: Path, overwrite: bool):
+        self.path, self.overwrite, self.made = path, overwrite, []  # type: ignore[var-annotated]
+
+    def __enter__(self) -> Path:
+        path = self.path
+        try:
+            self.made = [p for p in (path, *path.parents) if not p.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            entries = [p.name for p in path.iterdir() if p.name != CHECKPOINT]
+            if entries and not self.overwrite:
+                raise InputError(
+                    f"{path}: the folder is not empty (holds {sorted(entries)[0]}); "
+                    "name another with --out, or replace its results with --overwrite"
+                )
+            probe = path / ".ivimbayes-writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            self._remove_empty()
+            raise InputError(
+                f"{path}: cannot be written ({error.strerror}); name another folder with --out"
+            ) from None
+        return path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        import shutil
+
+        if self.path in self.made and not (self.path / CHECKPOINT).exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+        for path in self.made[1:]:
+            if path.exists() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _write(tree: "xr.DataTree", folder: Path, truth: "xr.Dataset | None" = None) -> list[str]:
+    """Write the results, print them, and return the verdicts."""
+    import shutil
+
+    from ivimbayes.storage import replacing, write_tree
+    from ivimbayes.summary import compare_truth, diagnose, summarize
+    from ivimbayes.terminal import print_fit, print_truth
+
+    diagnoses = diagnose(tree)
+    table = summarize(tree, diagnoses)
+    tables: dict[str, pd.DataFrame] = {"summary.tsv": table}
+    if truth is not None:
+        tables["truth.tsv"] = compare_truth(table, truth)
+    write_tree(tree, folder / "posterior.nc")
+    for name, frame in tables.items():
+        with replacing(folder / name) as path:
+            frame.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
+    for stale in set(RESULTS) - {"posterior.nc", *tables}:
+        (folder / stale).unlink(missing_ok=True)
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    print_fit(table, diagnoses, tree)
+    if truth is not None:
+        print_truth(tables["truth.tsv"])
+    return [d.verdict for d in diagnoses.values()]
+
+
+def _finish(out: Path, verdicts: list[str]) -> None:
+    typer.echo(f"written to {out}")
+    if "failed" in verdicts:
+        raise typer.Exit(EXIT_FAILED_REGION)
+
+
+def _tissues(words: list[str] | None) -> dict[str, str]:
+    table = {}
+    for word in words or []:
+        region, equals, name = word.rpartition("=")
+        if (equals and not region) or not name:
+            raise InputError(f"--tissue {word}: give REGION=TISSUE, such as kidney=kidney, or TISSUE for all")
+        table[region or "*"] = name
+    return table
+
+
+def _names(text: str | None) -> dict[int, str] | str | None:
+    if text is None or "=" not in text:
+        return text
+    table = {}
+    for part in text.split(","):
+        label, _, name = part.partition("=")
+        if not label.strip().isdecimal() or not name.strip():
+            raise InputError(f"--names {text}: {part!r} is not LABEL=NAME; write 1=liver,2=kidney")
+        table[int(label)] = name.strip()
+    return table
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise InputError(f"{option} {text}: not a list of numbers; write 1,1,2,4") from None
+
+
+def _whole_numbers(text: str, option: str) -> int | list[int]:
+    words = text.replace(",", " ").replace("x", " ").split()
+    if len(words) not in (1, 3) or not all(word.isdecimal() for word in words):
+        raise InputError(f"{option} {text}: give one whole number, or three for x, y and z")
+    return int(words[0]) if len(words) == 1 else [int(word) for word in words]
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, InputWarning):
+        typer.echo(f"ivimbayes: warning: {message}", err=True)
+
+
+def main() -> None:
+    """Run the command line; an InputError is one line and exit status 2."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", InputWarning)
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"ivimbayes: error: {error}", err=True)
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        typer.echo("ivimbayes: interrupted; finished regions are kept, the same command continues from there", err=True)
+        sys.exit(EXIT_INTERRUPTED)

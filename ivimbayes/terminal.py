@@ -1,0 +1,89 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from ivimbayes.priors import TissuePrior
+from ivimbayes.signals import PARAMETERS
+from ivimbayes.summary import Diagnosis
+
+STYLES = {"converged": "green", "doubtful": "yellow", "failed": "red"}
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("region", "", "verdict", "source", "unit") else "right")
+    return table
+
+
+def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.DataTree) -> None:
+    """Print the posterior of each region and what was found about it."""
+    console = Console(markup=False, highlight=False, width=None)
+    posterior = tree["posterior"].to_dataset()
+    shown = _table("region", "", "unit", "median", "95 % HDI", "spread", "ESS", "R-hat")
+    for roi, rows in table.groupby("roi", sort=False):
+        for i, row in enumerate(rows[rows["parameter"].isin(["f", "D", "D_star"])].to_dict("records")):
+            spread = "" if pd.isna(row["spread"]) else _number(row["spread"])
+            shown.add_row(
+                str(roi) if i == 0 else "", PARAMETERS[row["parameter"]].label,
+                "" if row["unit"] == "1" else row["unit"], _number(row["median"]),
+                f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}", spread,
+                f"{min(row['ess_bulk'], row['ess_tail']):.0f}", f"{row['r_hat']:.3f}",
+            )  # fmt: skip
+    console.print(shown)
+    console.print()
+    for roi, diagnosis in diagnoses.items():
+        fitted = int((posterior["voxel_roi"].values == roi).sum())
+        console.print(f"{roi}: ", end="")
+        console.print(diagnosis.verdict, style=STYLES[diagnosis.verdict], end="")
+        console.print(f" ({fitted} {'curve' if fitted == 1 else 'voxels'})")
+        for finding in diagnosis.findings:
+            console.print(f"  {finding.level}: {finding}", soft_wrap=True)
+
+
+def print_truth(table: pd.DataFrame) -> None:
+    """Print true values beside the posterior."""
+    console = Console(markup=False, highlight=False)
+    shown = _table("region", "", "unit", "truth", "median", "95 % HDI", "inside")
+    for row in table.to_dict("records"):
+        shown.add_row(
+            row["roi"], PARAMETERS[row["parameter"]].label, "" if row["unit"] == "1" else row["unit"],
+            _number(row["truth"]), _number(row["median"]), f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}",
+            "yes" if row["inside"] else "no",
+        )  # fmt: skip
+    console.print()
+    console.print(shown)
+    console.print(f"{int(table['inside'].sum())} of {len(table)} true values lie inside their 95 % HDI")
+
+
+def print_tissues(priors: Mapping[str, TissuePrior]) -> None:
+    """Print every tissue's prior: median, central 95 % range, and the published values behind it."""
+    console = Console(markup=False, highlight=False)
+    for prior in priors.values():
+        names = f" (also: {', '.join(prior.names)})" if prior.names else ""
+        console.print(f"{prior.name}{names}", style="bold", soft_wrap=True)
+        if prior.note:
+            console.print(f"  {prior.note}", soft_wrap=True)
+        ranges = prior.ranges()
+        for name in ("f", "D", "D_star"):
+            p = PARAMETERS[name]
+            low, high = (p.display_scale * v for v in ranges[name])
+            unit = "" if p.display_unit == "1" else f" x {p.display_unit}"
+            median = p.display_scale * prior.centre[name]
+            console.print(f"  {p.label:2} {_number(median)} (95 %: {_number(low)} to {_number(high)}){unit}")
+        for entry in prior.published:
+            values = ", ".join(
+                f"{PARAMETERS[n].label} {_number(PARAMETERS[n].display_scale * entry[n])}"
+                for n in ("f", "D", "D_star")
+                if n in entry
+            )
+            console.print(f"  - {values}: {entry['source']}", soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
