@@ -36,8 +36,12 @@ Draws = Annotated[int, typer.Option("--draws", help="Draws kept of each chain.")
 Tune = Annotated[int, typer.Option("--tune", help="Draws discarded of each chain.")]
 Chains = Annotated[int, typer.Option("--chains", help="Chains a region.")]
 TargetAccept = Annotated[float, typer.Option("--target-accept", help="NUTS acceptance.")]
-Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws on any number of cores.")]
-Cores = Annotated[int | None, typer.Option("--cores", help="Chains that run at a time.  [default: all cores]")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="The same seed gives the same draws on any number of cores.")
+]
+Cores = Annotated[
+    int | None, typer.Option("--cores", help="Chains that run at a time.  [default: all cores]")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
@@ -62,7 +66,9 @@ def fit_command(
     ] = None,
     tissue: Annotated[
         list[str] | None,
-        typer.Option("--tissue", help="Prior of a region, REGION=TISSUE, or TISSUE for all; may be repeated."),
+        typer.Option(
+            "--tissue", help="Prior of a region, REGION=TISSUE, or TISSUE for all; may be repeated."
+        ),
     ] = None,
     priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
     averages: Annotated[
@@ -74,7 +80,9 @@ def fit_command(
     downsample: Annotated[
         str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
     ] = "1",
-    level: Annotated[str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")] = "voxel",
+    level: Annotated[
+        str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")
+    ] = "voxel",
     population: Annotated[
         str, typer.Option("--population", help="Voxels around their region: normal, student_t.")
     ] = "normal",
@@ -296,5 +304,8 @@ def main() -> None:
         typer.echo(f"ivimbayes: error: {error}", err=True)
         sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
-        typer.echo("ivimbayes: interrupted; finished regions are kept, the same command continues from there", err=True)
+        typer.echo(
+            "ivimbayes: interrupted; finished regions are kept, the same command continues from there",
+            err=True,
+        )
         sys.exit(EXIT_INTERRUPTED)

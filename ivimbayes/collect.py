@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import arviz as az
 import numpy as np
 import xarray as xr
 
@@ -19,8 +18,6 @@ STATS = {
     "step_size": "step_size", "mean_tree_accept": "acceptance_rate", "maxdepth_reached": "reached_max_treedepth",
 }  # fmt: skip
 REGION_VALUES = ("f_roi", "D_roi", "D_star_roi")
-HYPERPARAMETERS = ("mu", "sd", "correlation", "sigma", "S0_roi", "S0_sd")
-R_HAT, ESS, DIVERGENT = 1.01, 400, 0.001
 Arrays = dict[str, np.ndarray]
 
 
@@ -62,7 +59,9 @@ def collect_region(
     S0, log_likelihood, predictive, kept = _from_draws(voxels, spec, scale, values, hyper, rng)
     for name in ("sigma", "S0_roi", "S0_sd"):
         hyper[name] = hyper[name] * scale
-    region = dict(zip(REGION_VALUES, SIGNALS[spec.signal].values(*np.moveaxis(hyper["mu"], -1, 0)), strict=True))
+    region = dict(
+        zip(REGION_VALUES, SIGNALS[spec.signal].values(*np.moveaxis(hyper["mu"], -1, 0)), strict=True)
+    )
     prior, prior_predictive = _prior(voxels, spec, scale, pooled, rng)
     chain_draw, coords = ("chain", "draw"), _coords(voxels, spec)
     chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(theta.shape[1])}
@@ -164,7 +163,9 @@ LONG_NAMES = {
 }
 
 
-def _dataset(arrays: Mapping[str, np.ndarray], leading: tuple[str, ...], coords: dict[str, Any]) -> xr.Dataset:
+def _dataset(
+    arrays: Mapping[str, np.ndarray], leading: tuple[str, ...], coords: dict[str, Any]
+) -> xr.Dataset:
     """Dataset with the dims, units and names of every variable, and only the coordinates it uses."""
     data = {}
     for name, values in arrays.items():
@@ -239,18 +240,9 @@ def join_regions(regions: Mapping[str, xr.DataTree], scan: xr.Dataset) -> xr.Dat
             combine_attrs="override", compat="override", join="outer",
         )  # fmt: skip
         if "voxel" in groups[str(name)].dims:
-            groups[str(name)] = groups[str(name)].assign_coords(voxel=np.arange(groups[str(name)].sizes["voxel"]))
+            groups[str(name)] = groups[str(name)].assign_coords(
+                voxel=np.arange(groups[str(name)].sizes["voxel"])
+            )
     groups["constant_data"]["affine"] = (("row", "column"), scan["affine"].values, {"units": "mm"})
     groups["constant_data"]["attempts"] = ("roi", [int(t.attrs["attempts"]) for t in trees])
     return xr.DataTree.from_dict(groups)
-
-
-def region_quality(tree: xr.DataTree) -> bool:
-    """Whether R-hat, effective draws and divergences of a region are good enough not to sample it again."""
-    names = [n for n in (*REGION_VALUES, *HYPERPARAMETERS) if tree["posterior"][n].notnull().all()]
-    names = [n for n in names if tree["posterior"][n].std() > 0]
-    posterior = tree["posterior"].to_dataset()[names]
-    worst_rhat = max(float(v.max()) for v in az.rhat(posterior).data_vars.values())
-    worst_ess = min(float(v.min()) for m in ("bulk", "tail") for v in az.ess(posterior, method=m).data_vars.values())
-    divergent = float(tree["sample_stats"]["diverging"].mean())
-    return worst_rhat < R_HAT and worst_ess >= ESS and divergent <= DIVERGENT

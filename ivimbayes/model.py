@@ -72,7 +72,9 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """JSON text, without loss."""
-        return json.dumps({**{f.name: getattr(self, f.name) for f in fields(self)}, "prior": self.prior.to_dict()})
+        return json.dumps(
+            {**{f.name: getattr(self, f.name) for f in fields(self)}, "prior": self.prior.to_dict()}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
@@ -210,9 +212,20 @@ def _signal(noise: str) -> tuple[Any, Any]:
         return present * model.logp(y, g, sigma, mean, sd, averages, log=pt.log)
 
     def random(
-        g: Any, sigma: Any, mean: Any, sd: Any, averages: Any, present: Any, rng: np.random.Generator, size: Any
+        g: Any,
+        sigma: Any,
+        mean: Any,
+        sd: Any,
+        averages: Any,
+        present: Any,
+        rng: np.random.Generator,
+        size: Any,
     ) -> np.ndarray:
-        shape = np.broadcast_shapes(np.shape(g)[:-1], np.shape(present)) if size is None else tuple(np.atleast_1d(size))
+        shape = (
+            np.broadcast_shapes(np.shape(g)[:-1], np.shape(present))
+            if size is None
+            else tuple(np.atleast_1d(size))
+        )
         S0 = mean + sd * rng.standard_normal(shape)
         return model.draw_signal(rng, g, S0, np.broadcast_to(sigma, shape), averages)
 
@@ -288,7 +301,9 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
         "voxel": np.arange(size), "measurement": np.arange(K), "parameter": list(signal.parameters),
         "pair": [f"{signal.parameters[i]}:{signal.parameters[j]}" for i, j in PAIRS],
     }  # fmt: skip
-    population_logp, population_random = _population(spec.population if level == "voxel" else "normal", spec.nu)
+    population_logp, population_random = _population(
+        spec.population if level == "voxel" else "normal", spec.nu
+    )
     signal_logp, signal_random = _signal(spec.noise)
     with pm.Model(coords=coords) as model:
         d = {name: pm.Data(name, value) for name, value in data.items()}

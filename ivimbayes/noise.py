@@ -51,7 +51,13 @@ def gaussian_logp(
 
 
 def gaussian_draw_S0(
-    rng: np.random.Generator, signal: Array, curve: Array, sigma: Array, mean: Array, sd: Array, averages: Array
+    rng: np.random.Generator,
+    signal: Array,
+    curve: Array,
+    sigma: Array,
+    mean: Array,
+    sd: Array,
+    averages: Array,
 ) -> Array:
     """Draw S0 given the measurements: a Normal, the product of its population and the likelihood."""
     precision = 1 / sd**2 + (averages * curve**2).sum(-1) / sigma**2

@@ -17,7 +17,7 @@ from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
 DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7}
-LESION_WORDS = frozenset("tumour tumor cancer carcinoma lesion metastasis metastases malignant".split())
+LESION_WORDS = frozenset(["tumour", "tumor", "cancer", "carcinoma", "lesion", "metastasis", "metastases", "malignant"])
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ class TissuePrior:
     def from_dict(cls, plain: Mapping[str, Any]) -> "TissuePrior":
         """Inverse of `to_dict`."""
         return cls(
-            **{**plain, "names": tuple(plain.get("names", ())), "published": tuple(plain.get("published", ()))}
+            **{
+                **plain,
+                "names": tuple(plain.get("names", ())),
+                "published": tuple(plain.get("published", ())),
+            }
         )
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import nutpie
 import xarray as xr
 
-from ivimbayes.collect import collect_region, join_regions, region_quality
+from ivimbayes.collect import collect_region, join_regions
+from ivimbayes.convergence import measure_chains
 from ivimbayes.errors import InputError
 from ivimbayes.least_squares import Population, population_mode
 from ivimbayes.model import ModelSpec, build_model, model_data
@@ -139,9 +140,7 @@ def fit(
     cores = (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) if cores is None else cores  # fmt: skip
     if not cores or cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
-    chosen = choose_voxels(
-        scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed
-    )
+    chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
     table = priors if isinstance(priors, Mapping) else read_priors(priors)
     assigned = assign_priors(list(chosen), tissue, table)
     if spec.prior.name != "generic":
@@ -175,7 +174,9 @@ def _prepare(
         scale = float(np.median(voxels["signal"].values.max(axis=1)))
         starts = _starts(voxels, mine, scale)
         padded = size if voxels.attrs["level"] == "voxel" else 1
-        tasks.append(RegionTask(name, voxels, mine, scale, starts, model_data(voxels, mine, starts[0], scale, padded)))
+        tasks.append(
+            RegionTask(name, voxels, mine, scale, starts, model_data(voxels, mine, starts[0], scale, padded))
+        )
     return tasks
 
 
@@ -215,7 +216,9 @@ def _compile(structure: str, level: str, size: int, measurements: int) -> Any:
         },
         coords={"b": ("measurement", np.arange(measurements, dtype=float))},
     )
-    blank = Population(np.zeros(3), np.eye(3), 1.0, np.zeros((size, 3, 3)), np.zeros((size, 3)), np.ones(size), 0.0)
+    blank = Population(
+        np.zeros(3), np.eye(3), 1.0, np.zeros((size, 3, 3)), np.zeros((size, 3)), np.ones(size), 0.0
+    )
     model = build_model(model_data(curve, spec, blank, 1.0), spec, level)
     return nutpie.compile_pymc_model(model, backend="numba", var_names=SAMPLED[level])
 
@@ -260,7 +263,8 @@ def _sample_all(
             drawn = [chains[c] for c in range(settings.chains)]
             bars.stage(task.name, "collecting")
             tree = collect_region(task.voxels, task.spec, task.scale, drawn, settings.seed, settings.draws)
-            if attempt == 1 and not region_quality(tree):
+            measured = measure_chains(tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset())
+            if attempt == 1 and not measured.good:
                 bars.stage(task.name, "once more, longer")
                 _submit(task, settings, 2, pool, running, bars, pending)
                 continue
@@ -321,7 +325,9 @@ def _submit(
             cores=1,
             draws=settings.draws * factor,
             tune=settings.tune * factor,
-            target_accept=settings.target_accept if attempt == 1 else max(RETRY_ACCEPT, settings.target_accept),
+            target_accept=settings.target_accept
+            if attempt == 1
+            else max(RETRY_ACCEPT, settings.target_accept),
             seed=int(seed.generate_state(1)[0]),
             progress_callback=bars.callback(task.name, chain),
         )

@@ -36,9 +36,7 @@ class _LazyVolumes(BackendArray):
         self.shape, self.dtype = tuple(image.shape), np.dtype("float32")
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, self._read
-        )
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         return _values(self.proxy, key, self.path).astype(self.dtype)
@@ -113,7 +111,9 @@ def read_scan(
     bval_path = _beside(Path(dwi)) if bval is None else Path(bval)
     b = _read_bval(bval_path, image.shape[3], dwi)
     weights = _check_averages(averages, len(b))
-    keep = np.flatnonzero((b >= (-np.inf if b_min is None else b_min)) & (b <= (np.inf if b_max is None else b_max)))
+    keep = np.flatnonzero(
+        (b >= (-np.inf if b_min is None else b_min)) & (b <= (np.inf if b_max is None else b_max))
+    )
     _check_protocol(b[keep], bval_path, b_min is not None or b_max is not None)
     used = {Path(dwi), bval_path}
     inside = np.ones(image.shape[:3], bool)
@@ -166,7 +166,9 @@ def _open(path: str | Path, ndim: int, what: str) -> Any:
         with np.errstate(all="ignore"):
             image = nib.load(path, keep_file_open=True)
     except (*READ_ERRORS, TypeError) as error:
-        raise InputError(f"{path}: not a readable NIfTI file ({_line(error)}); convert it to .nii.gz") from None
+        raise InputError(
+            f"{path}: not a readable NIfTI file ({_line(error)}); convert it to .nii.gz"
+        ) from None
     if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
         raise InputError(f"{path}: {type(image).__name__}, not NIfTI; convert it to .nii.gz")
     shape = image.shape
@@ -209,7 +211,9 @@ def _labels(path: Path, dwi: Any, dwi_path: Path) -> np.ndarray:
         )
     values = _volume(path, dwi, dwi_path, "label image")
     if values.min() < 0:
-        raise InputError(f"{path}: negative label {values.min()}; use 0 for background and 1, 2, ... for regions")
+        raise InputError(
+            f"{path}: negative label {values.min()}; use 0 for background and 1, 2, ... for regions"
+        )
     if values.max() > np.iinfo(np.int32).max:
         raise InputError(f"{path}: label {values.max()} is too large; use labels below 2147483648")
     return values.astype(np.int32)
@@ -245,7 +249,9 @@ def _select(
     labels = np.where(inside & np.isin(labels, list(names)), labels, 0).astype(np.int32)
     for label, name in names.items():
         if not (labels == label).any():
-            raise InputError(f"{path}: region {name!r} is empty inside the mask; correct the mask or the labels")
+            raise InputError(
+                f"{path}: region {name!r} is empty inside the mask; correct the mask or the labels"
+            )
     return labels, names
 
 
@@ -284,7 +290,9 @@ def _read_bval(path: Path, count: int, dwi: str | Path) -> np.ndarray:
     if (b < 0).any():
         raise InputError(f"{path}: negative b value {b[b < 0][0]:g}; b values in s/mm2 are 0 or more")
     if b.max() >= 1e5:
-        raise InputError(f"{path}: b values up to {b.max():g} look like s/m2; divide them by 1e6 to get s/mm2")
+        raise InputError(
+            f"{path}: b values up to {b.max():g} look like s/m2; divide them by 1e6 to get s/mm2"
+        )
     if 0 < b.max() <= 20:
         raise InputError(
             f"{path}: b values up to {b.max():g} look like ms/um2; multiply them by 1000 to get s/mm2"

@@ -11,7 +11,16 @@ import xarray as xr
 from scipy.cluster.vq import kmeans2
 from scipy.stats import gaussian_kde
 
-from ivimbayes.collect import HYPERPARAMETERS, REGION_VALUES
+from ivimbayes.convergence import (
+    BFMI,
+    DIVERGENT,
+    DIVERGENT_FAILED,
+    ESS_FAILED,
+    R_HAT_FAILED,
+    REPORTED,
+    Chains,
+    measure_chains,
+)
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter
 
@@ -22,10 +31,7 @@ COLUMNS = (
     "ess_tail", "r_hat", "verdict",
 )  # fmt: skip
 VERDICTS = ("converged", "doubtful", "failed")
-R_HAT, R_HAT_FAILED, R_HAT_VOXEL = 1.01, 1.05, 1.05
-ESS, ESS_FAILED = 400, 100
-DIVERGENT, DIVERGENT_FAILED = 0.001, 0.02
-BFMI = 0.3
+R_HAT_VOXEL = 1.05
 IDENTIFIED = 0.5
 MODE_WEIGHT, MODE_VALLEY, MODE_DRAWS = 0.05, 0.6, 4000
 
@@ -180,32 +186,29 @@ def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
     Returns
     -------
     dict of str to Diagnosis
-        By region. ``failed``: R-hat above 1.05, fewer than 100 effective draws, or more than 2 % divergent.
-        ``doubtful``: R-hat above 1.01 (1.05 for a single voxel), fewer than 400 effective draws, more than
-        0.1 % divergent, E-BFMI below 0.3, or two modes. What the data could not tell is a note and does not
-        change the verdict.
-
-    Notes
-    -----
-    R-hat and effective draws: Vehtari et al. 2021, doi:10.1214/20-BA1221.
+        By region. ``failed``: R-hat above 1.05, fewer than 100 effective draws of a reported value, or more
+        than 2 % divergent. ``doubtful``: R-hat of a reported value above 1.01, fewer than 400 effective draws
+        (100 for the spread between voxels), R-hat of a single voxel above 1.05, more than 0.1 % divergent,
+        E-BFMI below 0.3, or two modes. What the data could not tell is a note and does not change the
+        verdict.
     """
-    posterior = tree["posterior"].to_dataset()
+    posterior, stats = tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset()
     priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
-    names = [n for n in (*REGION_VALUES, *HYPERPARAMETERS) if n in posterior]
     voxel_rhat = az.rhat(posterior[["f", "D", "D_star"]])
     result = {}
     for roi in posterior["roi"].values.tolist():
-        mine = posterior[names].sel(roi=roi)
-        mine = mine[[n for n in names if mine[n].notnull().all() and float(mine[n].std()) > 0]]
+        mine = posterior.drop_dims("voxel").sel(roi=roi)
+        chains = measure_chains(mine, stats.sel(roi=roi))
         contraction = _contraction(mine["mu"], priors[roi])
         modes = find_modes(mine["mu"].values.reshape(-1, 3))
-        rhat_voxel = max(float(v[posterior["voxel_roi"].values == roi].max()) for v in voxel_rhat.data_vars.values())
+        voxels = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
         findings = [
-            *_sampling(mine, rhat_voxel, modes, roi),
-            *_energy(tree["sample_stats"].to_dataset().sel(roi=roi)),
+            *_modes(modes, chains, roi),
+            *_sampling(chains, max(float(v.max()) for v in voxels.data_vars.values()), bool(modes)),
+            *_energy(chains),
             *([] if modes else _identification(contraction, mine, priors[roi])),
             *_data(tree["constant_data"].to_dataset(), roi),
-        ]  # fmt: skip
+        ]
         findings.sort(key=lambda finding: ("failed", "doubtful", "note").index(finding.level))
         levels = {finding.level for finding in findings}
         verdict = "failed" if "failed" in levels else "doubtful" if "doubtful" in levels else "converged"
@@ -213,58 +216,56 @@ def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
     return result
 
 
-def _sampling(mine: xr.Dataset, rhat_voxel: float, modes: tuple[Mode, ...], roi: str) -> list[Finding]:
-    """Findings from R-hat, effective draws and the number of modes."""
-    findings = []
-    rhat = {str(k): float(v.max()) for k, v in az.rhat(mine).data_vars.items()}
-    worst = max(rhat, key=lambda k: rhat[k])
-    if modes:
-        findings.append(
-            Finding(
-                "failed" if rhat[worst] >= R_HAT_FAILED else "doubtful",
-                f"two modes: {modes[0]} and {modes[1]}",
-                f"the data allow both: give the region the prior of its tissue (--tissue {roi!r}=TISSUE), "
-                "or acquire more b values below 100 s/mm2",
-            )
+def _modes(modes: tuple[Mode, ...], chains: Chains, roi: str) -> list[Finding]:
+    if not modes:
+        return []
+    apart = max(chains.r_hat.values()) >= R_HAT_FAILED
+    return [
+        Finding(
+            "failed" if apart else "doubtful",
+            f"two modes: {modes[0]} and {modes[1]}",
+            f"the data allow both: give the region the prior of its tissue (--tissue {roi!r}=TISSUE), "
+            "or acquire more b values below 100 s/mm2",
         )
-    if rhat[worst] >= R_HAT:
-        level = "failed" if rhat[worst] >= R_HAT_FAILED else "doubtful"
+    ]
+
+
+def _sampling(chains: Chains, rhat_voxel: float, modes: bool) -> list[Finding]:
+    """Findings from R-hat and effective draws, the worst of each."""
+    findings = []
+    if apart := chains.apart():
+        name, value = max(apart, key=lambda pair: pair[1])
         advice = "see the two modes" if modes else "sample longer (--tune 2000 --draws 4000)"
-        findings.append(Finding(level, f"the chains disagree: R-hat {rhat[worst]:.3f} for {worst}", advice))
+        level = "failed" if value >= R_HAT_FAILED else "doubtful"
+        findings.append(Finding(level, f"the chains disagree: R-hat {value:.3f} for {name}", advice))
     elif rhat_voxel >= R_HAT_VOXEL:
+        what = f"the chains disagree about a voxel: R-hat {rhat_voxel:.3f}"
+        findings.append(Finding("doubtful", what, "sample longer (--draws 4000)"))
+    if short := chains.short():
+        name, kind, found, need = min(short, key=lambda row: row[2])
+        level = "failed" if found < ESS_FAILED and name in REPORTED else "doubtful"
+        what = f"{found:.0f} effective draws ({kind}) for {name}, {need} are needed"
         findings.append(
-            Finding("doubtful", f"the chains disagree about a voxel: R-hat {rhat_voxel:.3f}", "sample longer")
+            Finding(level, what, "see the two modes" if modes else "sample longer (--draws 4000)")
         )
-    for method in ("bulk", "tail"):
-        ess = {str(k): float(v.min()) for k, v in az.ess(mine, method=method).data_vars.items()}
-        worst = min(ess, key=lambda k: ess[k])
-        if ess[worst] < ESS:
-            level = "failed" if ess[worst] < ESS_FAILED else "doubtful"
-            findings.append(
-                Finding(level, f"{ess[worst]:.0f} effective draws ({method}) for {worst}, {ESS} are needed", "sample longer (--draws 4000)")
-            )
-    return findings  # fmt: skip
+    return findings
 
 
-def _energy(stats: xr.Dataset) -> list[Finding]:
-    """Findings from divergences, energy and tree depth."""
+def _energy(chains: Chains) -> list[Finding]:
+    """Findings from divergences and energy."""
     findings = []
-    count, share = int(stats["diverging"].sum()), float(stats["diverging"].mean())
-    if count:
-        level = "failed" if share > DIVERGENT_FAILED else "doubtful" if share > DIVERGENT else "note"
+    if chains.divergences:
+        what = f"{chains.divergences} divergent transitions of {chains.transitions}"
+        if chains.divergent <= DIVERGENT:
+            findings.append(Finding("note", what, "too few to matter"))
+        else:
+            level = "failed" if chains.divergent > DIVERGENT_FAILED else "doubtful"
+            advice = "the sampler missed a part of the posterior: raise --target-accept to 0.99"
+            findings.append(Finding(level, what, advice))
+    if chains.bfmi < BFMI:
         findings.append(
-            Finding(
-                level,
-                f"{count} divergent transitions of {stats['diverging'].size}",
-                "the sampler missed a part of the posterior: raise --target-accept to 0.99"
-                if level != "note"
-                else "too few to matter",
-            )
+            Finding("doubtful", f"E-BFMI {chains.bfmi:.2f}, below {BFMI}", "sample longer (--tune 2000)")
         )
-    energy = stats["energy"].values
-    bfmi = float(np.min(np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1)))
-    if bfmi < BFMI:
-        findings.append(Finding("doubtful", f"E-BFMI {bfmi:.2f}, below {BFMI}", "sample longer (--tune 2000)"))
     return findings
 
 

@@ -17,7 +17,9 @@ STYLES = {"converged": "green", "doubtful": "yellow", "failed": "red"}
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("region", "", "verdict", "source", "unit") else "right")
+        table.add_column(
+            column, justify="left" if column in ("region", "", "verdict", "source", "unit") else "right"
+        )
     return table
 
 
