@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ivimbayes",
-    help="Bayesian intravoxel incoherent motion (IVIM) MRI: a posterior for every region, with its diagnosis.",
+    help="Bayesian intravoxel incoherent motion (IVIM) MRI: a posterior and a verdict for every region.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -104,10 +104,11 @@ def fit_command(
     from ivimbayes.sampling import fit
     from ivimbayes.scans import read_scan
 
-    options = {
+    options: dict[str, Any] = {
         "tissue": _tissues(tissue), "priors": priors, "voxels_per_roi": voxels_per_roi or None,
-        "downsample": _whole_numbers(downsample, "--downsample"), "level": level, "draws": draws, "tune": tune,
-        "chains": chains, "target_accept": target_accept, "seed": seed, "cores": cores, "progress": not quiet,
+        "downsample": _whole_numbers(downsample, "--downsample"), "level": level,
+        "draws": draws, "tune": tune, "chains": chains, "target_accept": target_accept,
+        "seed": seed, "cores": cores, "progress": not quiet,
     }  # fmt: skip
     if rois is None and mask is None:
         raise InputError(f"{dwi}: no regions given; name a label image with --rois or a mask with --mask")
@@ -178,7 +179,7 @@ def tissues(
 
 
 class _OutFolder:
-    """The results folder: made if need be, refused if it holds anything else, gone again if nothing came of it."""
+    """The results folder: made if need be, refused if not empty, gone again if nothing came of it."""
 
     def __init__(self, path: Path, overwrite: bool):
         self.path, self.overwrite, self.made = path, overwrite, []  # type: ignore[var-annotated]

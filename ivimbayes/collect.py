@@ -15,7 +15,8 @@ from ivimbayes.storage import shorten
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
 STATS = {
     "diverging": "diverging", "energy": "energy", "logp": "lp", "n_steps": "n_steps", "depth": "tree_depth",
-    "step_size": "step_size", "mean_tree_accept": "acceptance_rate", "maxdepth_reached": "reached_max_treedepth",
+    "step_size": "step_size", "mean_tree_accept": "acceptance_rate",
+    "maxdepth_reached": "reached_max_treedepth",
 }  # fmt: skip
 REGION_VALUES = ("f_roi", "D_roi", "D_star_roi")
 Arrays = dict[str, np.ndarray]
@@ -55,7 +56,8 @@ def collect_region(
     theta = raw["theta"][:, :, :V]
     pooled = voxels.attrs["level"] == "voxel"
     hyper = _hyperparameters(raw, theta, pooled)
-    values = dict(zip(SIGNALS[spec.signal].parameters, SIGNALS[spec.signal].values(*np.moveaxis(theta, -1, 0)), strict=True))  # fmt: skip
+    signal = SIGNALS[spec.signal]
+    values = dict(zip(signal.parameters, signal.values(*np.moveaxis(theta, -1, 0)), strict=True))
     S0, log_likelihood, predictive, kept = _from_draws(voxels, spec, scale, values, hyper, rng)
     for name in ("sigma", "S0_roi", "S0_sd"):
         hyper[name] = hyper[name] * scale
@@ -65,27 +67,25 @@ def collect_region(
     prior, prior_predictive = _prior(voxels, spec, scale, pooled, rng)
     chain_draw, coords = ("chain", "draw"), _coords(voxels, spec)
     chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(theta.shape[1])}
+    fitted = {k: shorten(v) for k, v in {**values, "S0": S0}.items()} | region | hyper
+    predicted, foreseen = {"signal": shorten(predictive)}, {"signal": shorten(prior_predictive)}
+    few = chain_coords | {"draw": kept}
+    one, prior_few = ({"chain": [0], "draw": np.arange(n)} for n in (PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS))
     groups = {
-        "posterior": _dataset(
-            {k: shorten(v) for k, v in {**values, "S0": S0}.items()} | region | hyper, chain_draw, coords | chain_coords
-        ),
-        "prior": _dataset(prior, chain_draw, coords | {"chain": [0], "draw": np.arange(PRIOR_DRAWS)}),
-        "posterior_predictive": _dataset(
-            {"signal": shorten(predictive)}, chain_draw, coords | chain_coords | {"draw": kept}
-        ),
-        "prior_predictive": _dataset(
-            {"signal": shorten(prior_predictive)}, chain_draw, coords | {"chain": [0], "draw": np.arange(PRIOR_PREDICTIVE_DRAWS)}
-        ),
+        "posterior": _dataset(fitted, chain_draw, coords | chain_coords),
+        "prior": _dataset(prior, chain_draw, coords | one),
+        "posterior_predictive": _dataset(predicted, chain_draw, coords | few),
+        "prior_predictive": _dataset(foreseen, chain_draw, coords | prior_few),
         "log_likelihood": _dataset({"signal": shorten(log_likelihood)}, chain_draw, coords | chain_coords),
         "sample_stats": _stats(stats, thin, chain_coords, coords),
         "observed_data": _dataset({"signal": voxels["signal"].values}, (), coords),
         "constant_data": _constants(voxels, coords),
-    }  # fmt: skip
+    }
     return xr.DataTree.from_dict(groups)
 
 
 def _hyperparameters(raw: Arrays, theta: np.ndarray, pooled: bool) -> Arrays:
-    """Population of each draw in the model's own scale; of a mean curve, its theta and no spread."""
+    """Give the population of each draw in the model's own scale; of a mean curve, its theta and no spread."""
     shape = theta.shape[:2]
     if not pooled:
         empty = np.full((*shape, 3), np.nan)
@@ -216,7 +216,7 @@ def _constants(voxels: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
             "label": ("roi", [a["label"]]),
             "level": ("roi", [a["level"]]),
             "available": ("roi", [a["available"]], {"long_name": "usable voxels in the region"}),
-            "left_out": ("roi", [a["left_out"]], {"long_name": "voxels with a signal that is no positive number"}),
+            "left_out": ("roi", [a["left_out"]], {"long_name": "voxels not fitted for their signals"}),
         },
         coords=keep,
     )  # fmt: skip

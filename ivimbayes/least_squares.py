@@ -155,8 +155,9 @@ def population_mode(
 
     Notes
     -----
-    The step of the highest evidence on the way is returned. The mean's update weighs the voxels against the prior; the spread's update adds four voxels of the prior
-    scale. With one voxel the population is the prior and only sigma is estimated.
+    The step of the highest evidence on the way is returned. The mean's update weighs the voxels against the
+    prior; the spread's update adds four voxels of the prior scale. With one voxel the population is the
+    prior and only sigma is estimated.
     """
     V, K = signal.shape
     centre, W = prior.theta_centre, np.diag(prior.theta_width**2)

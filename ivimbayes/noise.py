@@ -39,7 +39,8 @@ def gaussian_logp(
     """Log-density of signals S0 g + noise with S0 ~ Normal(mean, sd²) integrated out.
 
     With r = y - mean g, G = sum n g², R = sum n g r over K measurements of n averages:
-    -½ [(sum n r² - R² / (G + sigma²/sd²)) / sigma² + (K-1) ln sigma² + ln(sigma² + sd² G) + K ln 2π - sum ln n].
+    -½ [(sum n r² - R² / (G + sigma²/sd²)) / sigma² + (K-1) ln sigma² + ln(sigma² + sd² G) + K ln 2π
+    - sum ln n].
     """
     residual = signal - mean[..., None] * curve
     G = (averages * curve**2).sum(-1)

@@ -17,7 +17,9 @@ from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
 DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7}
-LESION_WORDS = frozenset(["tumour", "tumor", "cancer", "carcinoma", "lesion", "metastasis", "metastases", "malignant"])
+LESION_WORDS = frozenset(
+    ("tumour", "tumor", "cancer", "carcinoma", "lesion", "metastasis", "metastases", "malignant")
+)
 
 
 @dataclass(frozen=True)

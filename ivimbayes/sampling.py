@@ -137,8 +137,9 @@ def fit(
     """
     spec = ModelSpec() if spec is None else spec
     settings = Settings(draws, tune, chains, target_accept, seed)
-    cores = (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) if cores is None else cores  # fmt: skip
-    if not cores or cores < 1:
+    cores = len(os.sched_getaffinity(0)) if cores is None and hasattr(os, "sched_getaffinity") else cores
+    cores = os.cpu_count() or 1 if cores is None else cores
+    if cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
     chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
     table = priors if isinstance(priors, Mapping) else read_priors(priors)
@@ -289,7 +290,7 @@ class _Running:
         self.stopped = threading.Event()
 
     def run(self, compiled: Any, **options: Any) -> xr.DataTree:
-        """Sample one chain; the handle is polled, since it cannot be ended from another thread while it waits."""
+        """Sample one chain, polling, since a sampler cannot be ended while another thread waits for it."""
         sampler = nutpie.sample(compiled, blocking=False, progress_bar=False, save_warmup=False, **options)
         while not self.stopped.is_set():
             with suppress(TimeoutError):
@@ -367,7 +368,7 @@ def _checkpoint_file(checkpoint: str | Path, task: RegionTask) -> Path:
 
 
 def _kept(checkpoint: str | Path | None, task: RegionTask, key: str) -> xr.DataTree | None:
-    """Result of an earlier run with the same key."""
+    """Read the result of an earlier run with the same key."""
     if checkpoint is None or not (path := _checkpoint_file(checkpoint, task)).is_file():
         return None
     try:

@@ -325,8 +325,8 @@ def _check_protocol(b: np.ndarray, path: Path, selected: bool) -> None:
         )
     if b.max() <= HIGH_B:
         warnings.warn(
-            f"{path}: no high b value (highest {b.max():g} s/mm2, above {HIGH_B:g} needed), so D cannot be told "
-            "apart from perfusion: D and f will rest on the prior",
+            f"{path}: no high b value (highest {b.max():g} s/mm2, above {HIGH_B:g} needed), so D cannot be "
+            "told apart from perfusion: D and f will rest on the prior",
             InputWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Result files: written under a temporary name and renamed, so that a half-written file has no result's name."""
+"""Result files, written under a temporary name and renamed: no half-written file has a result's name."""
 
 import os
 import tempfile

@@ -231,7 +231,7 @@ def _modes(modes: tuple[Mode, ...], chains: Chains, roi: str) -> list[Finding]:
 
 
 def _sampling(chains: Chains, rhat_voxel: float, modes: bool) -> list[Finding]:
-    """Findings from R-hat and effective draws, the worst of each."""
+    """Judge R-hat and effective draws, the worst of each."""
     findings = []
     if apart := chains.apart():
         name, value = max(apart, key=lambda pair: pair[1])
@@ -252,7 +252,7 @@ def _sampling(chains: Chains, rhat_voxel: float, modes: bool) -> list[Finding]:
 
 
 def _energy(chains: Chains) -> list[Finding]:
-    """Findings from divergences and energy."""
+    """Judge divergences and energy."""
     findings = []
     if chains.divergences:
         what = f"{chains.divergences} divergent transitions of {chains.transitions}"
@@ -285,8 +285,8 @@ def _identification(contraction: Mapping[str, float], mine: xr.Dataset, prior: T
             findings.append(
                 Finding(
                     "note",
-                    f"{label} rests on the prior: the data took away {100 * max(value, 0):.0f} % of the prior variance "
-                    f"(median {median:.3g}, prior of {prior.name} {scale * prior.centre[name]:.3g})",
+                    f"{label} rests on the prior: the data took away {100 * max(value, 0):.0f} % of "
+                    f"the prior variance (median {median:.3g}, prior of {prior.name} {scale * prior.centre[name]:.3g})",
                     "report it with its interval, not as a measurement",
                 )
             )
@@ -338,7 +338,8 @@ def find_modes(mu: np.ndarray) -> tuple[Mode, ...]:
     if weight.min() < MODE_WEIGHT:
         return ()
     along = (z - centres[0]) @ (centres[1] - centres[0]) / ((centres[1] - centres[0]) ** 2).sum()
-    grid = np.linspace(*np.quantile(along, [0.005, 0.995]), 201)
+    low, high = np.quantile(along, [0.005, 0.995])
+    grid = np.linspace(low, high, 201)
     density = gaussian_kde(along)(grid)
     split = int(np.searchsorted(grid, 0.5))
     if not 0 < split < len(grid) - 1:

@@ -55,7 +55,8 @@ def print_truth(table: pd.DataFrame) -> None:
     for row in table.to_dict("records"):
         shown.add_row(
             row["roi"], PARAMETERS[row["parameter"]].label, "" if row["unit"] == "1" else row["unit"],
-            _number(row["truth"]), _number(row["median"]), f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}",
+            _number(row["truth"]), _number(row["median"]),
+            f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}",
             "yes" if row["inside"] else "no",
         )  # fmt: skip
     console.print()

@@ -1,4 +1,4 @@
-"""From a scan to the voxels that are fitted: all of a region, a stratified sample, block averages, or the mean."""
+"""The voxels that are fitted: all of a region, a stratified sample, block averages, or the mean curve."""
 
 from collections.abc import Sequence
 from typing import Any
