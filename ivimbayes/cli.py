@@ -206,6 +206,9 @@ class _OutFolder:
         return path
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo("ivimbayes: interrupted; the same command continues with what is finished", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED)
         if isinstance(error, Exception):
             self._remove_empty()
 
@@ -304,9 +307,3 @@ def main() -> None:
     except InputError as error:
         typer.echo(f"ivimbayes: error: {error}", err=True)
         sys.exit(EXIT_INPUT)
-    except KeyboardInterrupt:
-        typer.echo(
-            "ivimbayes: interrupted; finished regions are kept, the same command continues from there",
-            err=True,
-        )
-        sys.exit(EXIT_INTERRUPTED)

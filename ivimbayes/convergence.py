@@ -76,7 +76,8 @@ def measure_chains(posterior: xr.Dataset, stats: xr.Dataset) -> Chains:
     stats : Dataset
         ``diverging`` and ``energy`` (chain, draw).
     """
-    names = [n for n in (*REPORTED, *BETWEEN_VOXELS) if n in posterior and float(posterior[n].std()) > 0]
+    names = [n for n in (*REPORTED, *BETWEEN_VOXELS) if n in posterior]
+    names = [n for n in names if posterior[n].notnull().all() and posterior[n].max() > posterior[n].min()]
     mine = posterior[names]
     energy = stats["energy"].values.reshape(stats.sizes["chain"], -1)
     return Chains(

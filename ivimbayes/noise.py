@@ -38,15 +38,16 @@ def gaussian_logp(
 ) -> Any:
     """Log-density of signals S0 g + noise with S0 ~ Normal(mean, sd²) integrated out.
 
-    With r = y - mean g, G = sum n g², R = sum n g r over K measurements of n averages:
-    -½ [(sum n r² - R² / (G + sigma²/sd²)) / sigma² + (K-1) ln sigma² + ln(sigma² + sd² G) + K ln 2π
-    - sum ln n].
+    With r = y - mean g, G = sum n g² and a = sum n g r / G over K measurements of n averages, -½ times
+    [sum n (r - a g)² + a² G c / (G + c)] / sigma² + (K-1) ln sigma² + ln(sigma² + sd² G) + K ln 2π - sum ln n,
+    where c = sigma²/sd². No large terms cancel, whatever the signal-to-noise ratio.
     """
     residual = signal - mean[..., None] * curve
     G = (averages * curve**2).sum(-1)
-    R = (averages * curve * residual).sum(-1)
+    shift = (averages * curve * residual).sum(-1) / G
     variance, K = sigma**2, signal.shape[-1]
-    square = (averages * residual**2).sum(-1) - R**2 / (G + variance / sd**2)
+    c = variance / sd**2
+    square = (averages * (residual - shift[..., None] * curve) ** 2).sum(-1) + shift**2 * G * c / (G + c)
     determinant = (K - 1) * log(variance) + log(variance + sd**2 * G) - log(averages).sum(-1)
     return -0.5 * (square / variance + determinant + K * np.log(2 * np.pi))
 

@@ -202,11 +202,11 @@ def _volume(path: str | Path, dwi: Any, dwi_path: Path, what: str) -> np.ndarray
 
 
 def _labels(path: Path, dwi: Any, dwi_path: Path) -> np.ndarray:
-    header = _open(path, 3, "a 3-D label image")
-    if header.get_data_dtype().kind == "f" or not _unscaled(header.header):
+    image = _open(path, 3, "a 3-D label image")
+    if image.get_data_dtype().kind == "f" or not _unscaled(image):
         raise InputError(
-            f"{path}: labels stored as {header.get_data_dtype()}"
-            f"{'' if _unscaled(header.header) else ' with a scale factor'}; "
+            f"{path}: labels stored as {image.get_data_dtype()}"
+            f"{'' if _unscaled(image) else ' with a scale factor'}; "
             "save them as integers (such as uint8 or int16), a whole number a region"
         )
     values = _volume(path, dwi, dwi_path, "label image")
@@ -219,9 +219,8 @@ def _labels(path: Path, dwi: Any, dwi_path: Path) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def _unscaled(header: Any) -> bool:
-    slope, inter = header.get_slope_inter()
-    return slope in (None, 1.0) and inter in (None, 0.0)
+def _unscaled(image: Any) -> bool:
+    return bool(image.dataobj.slope == 1 and image.dataobj.inter == 0)
 
 
 def _select(

@@ -32,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def shorten(values: np.ndarray) -> np.ndarray:
-    """Round to float32 with 13 significant bits (relative error below 7e-5), which compresses to about half.
+    """Round to float32 with 13 significant bits (relative error below 1.3e-4), which compresses to about half.
 
     Draws of thousands of voxels are stored so; the rounding is far below their Monte-Carlo error.
     """

@@ -122,7 +122,7 @@ def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = Non
     for roi in posterior["roi"].values.tolist():
         for parameter, name in names.items():
             values = posterior[name].sel(roi=roi)
-            if parameter == "S0" and float(values.std()) == 0:  # a mean curve has one S0, its own
+            if parameter == "S0" and values.max() == values.min():  # a mean curve has one S0, its own
                 values = posterior["S0"].isel(voxel=posterior["voxel_roi"].values == roi).isel(voxel=0)
             rows.append(
                 _row(roi, PARAMETERS[parameter], values, posterior) | {"verdict": diagnoses[roi].verdict}
@@ -281,15 +281,12 @@ def _identification(contraction: Mapping[str, float], mine: xr.Dataset, prior: T
     for name, value in contraction.items():
         if value < IDENTIFIED:
             label, scale = PARAMETERS[name].label, PARAMETERS[name].display_scale
-            median = scale * float(mine[f"{name}_roi"].median())
-            findings.append(
-                Finding(
-                    "note",
-                    f"{label} rests on the prior: the data took away {100 * max(value, 0):.0f} % of "
-                    f"the prior variance (median {median:.3g}, prior of {prior.name} {scale * prior.centre[name]:.3g})",
-                    "report it with its interval, not as a measurement",
-                )
+            median, centre = scale * float(mine[f"{name}_roi"].median()), scale * prior.centre[name]
+            what = (
+                f"{label} rests on the prior: the data took away {100 * max(value, 0):.0f} % of the prior "
+                f"variance (median {median:.3g}, prior of {prior.name} {centre:.3g})"
             )
+            findings.append(Finding("note", what, "report it with its interval, not as a measurement"))
     return findings
 
 

@@ -1,0 +1,192 @@
+import gzip
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import B, Case
+
+from ivimbayes import InputWarning, phantom, read_scan
+from ivimbayes.scans import roi_names, write_scan
+
+
+def test_a_scan_is_read(case: Case) -> None:
+    scan = read_scan(case.dwi, rois=case.rois)
+    assert scan["signal"].dims == ("x", "y", "z", "measurement")
+    np.testing.assert_allclose(scan["signal"].values, case.signal())
+    np.testing.assert_allclose(scan["b"].values, B)
+    assert scan["b"].attrs["units"] == "s/mm2"
+    assert roi_names(scan) == {1: "liver", 2: "spleen"}
+    np.testing.assert_array_equal(scan["roi"].values, case.labels())
+    assert set(json.loads(scan.attrs["inputs"])) == {"dwi.nii.gz", "dwi.bval", "labels.nii.gz", "labels.json"}
+    assert all(len(digest) == 64 for digest in json.loads(scan.attrs["inputs"]).values())
+
+
+def test_b_selection_and_averages(case: Case) -> None:
+    scan = read_scan(case.dwi, rois=case.rois, b_min=10, b_max=500, averages=range(1, 17))
+    assert scan["b"].values.tolist() == [b for b in B if 10 <= b <= 500]
+    assert scan["averages"].values.tolist() == [i + 1 for i, b in enumerate(B) if 10 <= b <= 500]
+    np.testing.assert_allclose(scan["signal"].isel(measurement=0).values, case.signal()[..., 2])
+
+
+def test_signal_is_read_when_used(case: Case) -> None:
+    big = np.zeros((64, 64, 40, 16), np.float32) + 1
+    case.save(case.dwi, big)
+    case.save(case.rois, np.ones((64, 64, 40), np.uint8))
+    (case.folder / "labels.json").unlink()
+    tracemalloc.start()
+    scan = read_scan(case.dwi, rois=case.rois)
+    scan["signal"].isel(measurement=3).values.sum()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < big.nbytes / 2
+
+
+def test_mask_alone_is_one_region(case: Case) -> None:
+    mask = np.zeros((6, 5, 2), np.uint8)
+    mask[2:4] = 1
+    case.save(case.folder / "mask.nii.gz", mask)
+    scan = read_scan(case.dwi, mask=case.folder / "mask.nii.gz")
+    assert roi_names(scan) == {1: "mask"}
+    assert int((scan["roi"] == 1).sum()) == 20
+    both = read_scan(case.dwi, mask=case.folder / "mask.nii.gz", rois=case.rois, regions=["liver"])
+    assert int((both["roi"] != 0).sum()) == 10
+
+
+def test_written_scan_reads_back(tmp_path: Path) -> None:
+    scan, _ = phantom()
+    dwi, labels = write_scan(scan, tmp_path)
+    back = read_scan(dwi, rois=labels)
+    np.testing.assert_allclose(back["signal"].values, scan["signal"].values, rtol=1e-6)
+    np.testing.assert_allclose(back["affine"], scan["affine"])
+    assert roi_names(back) == roi_names(scan)
+
+
+@pytest.mark.parametrize("form", ["json", "reversed", "tsv", "mapping", "none"])
+def test_names_of_labels(case: Case, form: str) -> None:
+    names: object = None
+    (case.folder / "labels.json").unlink()
+    if form == "json":
+        (case.folder / "labels.json").write_text('{"1": "a b", "2": "c"}')
+    elif form == "reversed":
+        (case.folder / "labels.json").write_text('{"a b": 1, "c": 2, "Description": "x"}')
+    elif form == "tsv":
+        (case.folder / "labels.tsv").write_text(
+            "index\tname\tcolor\n0\tbackground\t#0\n1\ta b\t#1\n2\tc\t#2\n"
+        )
+    elif form == "mapping":
+        names = {1: "a b", 2: "c"}
+    expected = {1: "roi-1", 2: "roi-2"} if form == "none" else {1: "a b", 2: "c"}
+    assert roi_names(read_scan(case.dwi, rois=case.rois, names=names)) == expected  # type: ignore[arg-type]
+
+
+def test_high_b_missing_warns(case: Case) -> None:
+    case.write_b(" ".join(str(round(b / 5)) for b in B))
+    with pytest.warns(InputWarning, match="no high b value .highest 160.*D cannot be told apart"):
+        read_scan(case.dwi, rois=case.rois)
+
+
+def test_no_perfusion_b_warns(case: Case) -> None:
+    case.write_b("0 0 0 0 200 200 300 300 400 400 500 500 600 600 800 800")
+    with pytest.warns(InputWarning, match="D\\* cannot be identified"):
+        read_scan(case.dwi, rois=case.rois)
+
+
+def damage_b(text: str) -> Callable[[Case], None]:
+    return lambda case: case.write_b(text)
+
+
+def float_labels(case: Case) -> None:
+    case.save(case.rois, case.labels().astype(np.float32))
+
+
+def scaled_labels(case: Case) -> None:
+    image = nib.Nifti1Image(case.labels(), np.eye(4))
+    image.header.set_slope_inter(0.5, 0)
+    nib.save(image, case.rois)
+
+
+def truncate(case: Case) -> None:
+    data = case.dwi.read_bytes()
+    case.dwi.write_bytes(data[: len(data) // 2])
+
+
+def not_nifti(case: Case) -> None:
+    case.dwi.write_bytes(gzip.compress(b"this is not an image" * 100))
+
+
+def text(case: Case) -> None:
+    case.dwi.write_text("hello")
+
+
+def complex_signal(case: Case) -> None:
+    case.save(case.dwi, case.signal().astype(np.complex64))
+
+
+FAULTS: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
+    "missing image": (lambda c: c.dwi.unlink(), ("dwi.nii.gz", "no such file")),
+    "a folder": (lambda c: (c.dwi.unlink(), c.dwi.mkdir()), ("dwi.nii.gz", "not a readable NIfTI")),
+    "not NIfTI": (not_nifti, ("dwi.nii.gz", "not a readable NIfTI")),
+    "text": (text, ("dwi.nii.gz", "not a readable NIfTI")),
+    "complex": (complex_signal, ("dwi.nii.gz", "complex64")),
+    "3-D image": (lambda c: c.save(c.dwi, c.signal()[..., 0]), ("dwi.nii.gz", "3-D image of shape 6 x 5 x 2", "4-D")),
+    "bval missing": (lambda c: c.bval.unlink(), ("dwi.bval", "no such file", "--bval")),
+    "bval empty": (damage_b(" \n"), ("dwi.bval", "empty", "16 b values")),
+    "bval words": (damage_b("b0 " * 16), ("dwi.bval", "'b0' is not a number")),
+    "bval NaN": (damage_b("nan " + "100 " * 15), ("dwi.bval", "b value 1 is nan")),
+    "bval negative": (damage_b("-5 " + "100 " * 15), ("dwi.bval", "negative b value -5")),
+    "bval length": (damage_b("0 100 200"), ("dwi.bval", "3 b values", "16 volumes")),
+    "bval in s/m2": (damage_b(" ".join(f"{b}e6" for b in B)), ("dwi.bval", "look like s/m2", "divide them by 1e6")),
+    "bval in ms/um2": (damage_b(" ".join(f"{b / 1000}" for b in B)), ("dwi.bval", "ms/um2", "multiply them by 1000")),
+    "bval not text": (lambda c: c.bval.write_bytes(b"\xff\xfe\x00"), ("dwi.bval", "cannot be read")),
+    "few b": (damage_b("0 " * 8 + "100 " * 4 + "600 " * 4), ("dwi.bval", "3 distinct b values", "4 are needed")),
+    "no low b": (damage_b(" ".join(str(b + 100) for b in B)), ("dwi.bval", "no low b value", "lowest 100")),
+    "labels shape": (lambda c: c.save(c.rois, c.labels()[:5]), ("labels.nii.gz", "5 x 5 x 2", "6 x 5 x 2")),
+    "labels affine": (lambda c: c.save(c.rois, c.labels(), 2 * np.eye(4)), ("labels.nii.gz", "affine differs")),
+    "labels missing": (lambda c: c.rois.unlink(), ("labels.nii.gz", "no such file")),
+    "float labels": (float_labels, ("labels.nii.gz", "stored as float32", "integers")),
+    "scaled labels": (scaled_labels, ("labels.nii.gz", "scale factor")),
+    "negative label": (lambda c: c.save(c.rois, c.labels().astype(np.int16) - 1), ("labels.nii.gz", "negative label -1")),
+    "no label": (lambda c: c.save(c.rois, 0 * c.labels()), ("labels.nii.gz", "no region in it")),
+    "absent label": (
+        lambda c: (c.folder / "labels.json").write_text('{"1": "liver", "2": "spleen", "7": "gall bladder"}'),
+        ("labels.nii.gz", "no voxel of region 'gall bladder' (label 7)"),
+    ),
+    "twice the same name": (
+        lambda c: (c.folder / "labels.json").write_text('{"1": "liver", "2": "liver"}'),
+        ("labels.json", "two labels are named 'liver'"),
+    ),
+    "names not JSON": (lambda c: (c.folder / "labels.json").write_text("{"), ("labels.json", "not JSON")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_refused(fault: str, case: Case, refused: Callable[..., str]) -> None:
+    damage, words = FAULTS[fault]
+    damage(case)
+    refused(lambda: read_scan(case.dwi, rois=case.rois), *words)
+
+
+def test_truncated_image_is_refused_when_read(case: Case, refused: Callable[..., str]) -> None:
+    truncate(case)
+    scan = read_scan(case.dwi, rois=case.rois)
+    refused(lambda: scan["signal"].values, "dwi.nii.gz", "end early or are damaged")
+
+
+def test_arguments_are_checked(case: Case, refused: Callable[..., str]) -> None:
+    read = lambda **options: lambda: read_scan(case.dwi, rois=case.rois, **options)  # noqa: E731
+    refused(read(averages=[1, 2]), "averages", "2 values for 16 volumes")
+    refused(read(averages=[0] * 16), "averages", "above 0")
+    refused(read(b_max=25), "dwi.bval", "distinct b values", "--b-max")
+    refused(read(regions=["kidney"]), "labels.nii.gz", "no region 'kidney'", "liver, spleen")
+    refused(read(names=case.folder / "none.json"), "none.json", "no such file")
+    mask = np.ones((6, 5, 2), np.uint8)
+    mask[:3] = 0
+    case.save(case.folder / "mask.nii.gz", mask)
+    refused(read(mask=case.folder / "mask.nii.gz"), "'liver' is empty inside the mask")
+    for table, words in (("a\tb\n1\t2\n", "no columns index"), ("index\tname\nx\ty\n", "line 2")):
+        (case.folder / "names.tsv").write_text(table)
+        refused(read(names=case.folder / "names.tsv"), "names.tsv", words)
