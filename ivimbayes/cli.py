@@ -39,6 +39,9 @@ TargetAccept = Annotated[float, typer.Option("--target-accept", help="NUTS accep
 Seed = Annotated[
     int, typer.Option("--seed", help="The same seed gives the same draws on any number of cores.")
 ]
+Retry = Annotated[
+    bool, typer.Option("--retry/--no-retry", help="Sample a region that has not converged once more, longer.")
+]
 Cores = Annotated[
     int | None, typer.Option("--cores", help="Chains that run at a time.  [default: all cores]")
 ]
@@ -91,6 +94,7 @@ def fit_command(
     chains: Chains = 4,
     target_accept: TargetAccept = 0.9,
     seed: Seed = 0,
+    retry: Retry = True,
     cores: Cores = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -108,7 +112,7 @@ def fit_command(
         "tissue": _tissues(tissue), "priors": priors, "voxels_per_roi": voxels_per_roi or None,
         "downsample": _whole_numbers(downsample, "--downsample"), "level": level,
         "draws": draws, "tune": tune, "chains": chains, "target_accept": target_accept,
-        "seed": seed, "cores": cores, "progress": not quiet,
+        "seed": seed, "retry": retry, "cores": cores, "progress": not quiet,
     }  # fmt: skip
     if rois is None and mask is None:
         raise InputError(f"{dwi}: no regions given; name a label image with --rois or a mask with --mask")
@@ -130,6 +134,7 @@ def demo(
     tune: Tune = 500,
     chains: Chains = 4,
     seed: Seed = 0,
+    retry: Retry = True,
     cores: Cores = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -146,7 +151,7 @@ def demo(
     with _OutFolder(out, overwrite) as folder:
         dwi, labels = write_scan(simulated, folder / "phantom")
         tree = fit(
-            read_scan(dwi, rois=labels), draws=draws, tune=tune, chains=chains, seed=seed, cores=cores,
+            read_scan(dwi, rois=labels), draws=draws, tune=tune, chains=chains, seed=seed, retry=retry, cores=cores,
             progress=not quiet, checkpoint=folder / CHECKPOINT,
         )  # fmt: skip
         verdicts = _write(tree, folder, truth)

@@ -38,8 +38,9 @@ def gaussian_logp(
 ) -> Any:
     """Log-density of signals S0 g + noise with S0 ~ Normal(mean, sd²) integrated out.
 
-    With r = y - mean g, G = sum n g² and a = sum n g r / G over K measurements of n averages, -½ times
-    [sum n (r - a g)² + a² G c / (G + c)] / sigma² + (K-1) ln sigma² + ln(sigma² + sd² G) + K ln 2π - sum ln n,
+    With r = y - mean g, G = sum n g² and a = sum n g r / G over K measurements of n averages, minus half of
+    [sum n (r - a g)² + a² G c / (G + c)] / sigma² + (K-1) ln sigma² + ln(sigma² + sd² G) + K ln 2π
+    - sum ln n,
     where c = sigma²/sd². No large terms cancel, whatever the signal-to-noise ratio.
     """
     residual = signal - mean[..., None] * curve

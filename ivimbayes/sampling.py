@@ -49,6 +49,7 @@ class Settings:
     chains: int = CHAINS
     target_accept: float = TARGET_ACCEPT
     seed: int = 0
+    retry: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("draws", 50), ("tune", 50), ("chains", 1), ("seed", 0)):
@@ -89,6 +90,7 @@ def fit(
     chains: int = CHAINS,
     target_accept: float = TARGET_ACCEPT,
     seed: int = 0,
+    retry: bool = True,
     cores: int | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
@@ -110,8 +112,10 @@ def fit(
     voxels_per_roi, downsample, level
         As in `choose_voxels`.
     draws, tune, chains, target_accept
-        Draws kept and discarded in each chain, chains, and NUTS acceptance. A region that has not converged
-        is sampled once more with four times the draws (thinned to `draws`) and acceptance 0.98.
+        Draws kept and discarded in each chain, chains, and NUTS acceptance.
+    retry : bool
+        Sample a region that has not converged once more, with four times the draws (thinned to `draws`) and
+        acceptance 0.98.
     seed : int
         The same seed gives the same draws, whatever the number of cores.
     cores : int, optional
@@ -136,7 +140,7 @@ def fit(
         If an option is out of range or a region cannot be fitted; nothing is sampled then.
     """
     spec = ModelSpec() if spec is None else spec
-    settings = Settings(draws, tune, chains, target_accept, seed)
+    settings = Settings(draws, tune, chains, target_accept, seed, retry)
     cores = len(os.sched_getaffinity(0)) if cores is None and hasattr(os, "sched_getaffinity") else cores
     cores = os.cpu_count() or 1 if cores is None else cores
     if cores < 1:
@@ -265,7 +269,7 @@ def _sample_all(
             bars.stage(task.name, "collecting")
             tree = collect_region(task.voxels, task.spec, task.scale, drawn, settings.seed, settings.draws)
             measured = measure_chains(tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset())
-            if attempt == 1 and not measured.good:
+            if settings.retry and attempt == 1 and not measured.good:
                 bars.stage(task.name, "once more, longer")
                 _submit(task, settings, 2, pool, running, bars, pending)
                 continue

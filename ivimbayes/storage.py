@@ -32,9 +32,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def shorten(values: np.ndarray) -> np.ndarray:
-    """Round to float32 with 13 significant bits (relative error below 1.3e-4), which compresses to about half.
+    """Round to float32 with 13 significant bits: a relative error below 1.3e-4, and about half the size.
 
-    Draws of thousands of voxels are stored so; the rounding is far below their Monte-Carlo error.
+    Draws of voxels are stored so; the rounding is far below their Monte-Carlo error.
     """
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     drop = 23 - MANTISSA_BITS

@@ -36,7 +36,7 @@ def covered(tree: xr.DataTree, truth: xr.Dataset) -> dict[str, np.ndarray]:
 def study(snr: float, regions: int, seed: int, prior: TissuePrior | None = None) -> dict[str, np.ndarray]:
     scan, truth = simulate(B, snr, voxels=VOXELS, regions=regions, S0_spread=0.1, seed=seed)
     spec = ModelSpec() if prior is None else ModelSpec(prior=prior)
-    tree = fit(scan, spec, draws=400, tune=400, seed=seed, progress=False)
+    tree = fit(scan, spec, draws=600, tune=300, chains=2, seed=seed, retry=False, progress=False)
     return covered(tree, truth)
 
 
