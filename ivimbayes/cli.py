@@ -3,6 +3,7 @@
 Modules that take long to import are imported where they are used, so that ``--help`` answers at once.
 """
 
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -79,6 +80,9 @@ def fit_command(
     ] = None,
     b_min: Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")] = None,
     b_max: Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")] = None,
+    real_valued: Annotated[
+        bool, typer.Option("--real-valued", help="Real parts, not magnitudes: signals may be negative.")
+    ] = False,
     voxels_per_roi: VoxelsPerRoi = 200,
     downsample: Annotated[
         str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
@@ -120,6 +124,7 @@ def fit_command(
     scan = read_scan(
         dwi, bval, mask, rois, names=_names(names), regions=region or None,
         averages=_numbers(averages, "--averages"), b_min=b_min, b_max=b_max,
+        real_valued=real_valued,
     )  # fmt: skip
     with _OutFolder(out, overwrite) as folder:
         tree = fit(scan, spec, checkpoint=folder / CHECKPOINT, **options)
@@ -149,11 +154,13 @@ def demo(
 
     simulated, truth = phantom()
     with _OutFolder(out, overwrite) as folder:
-        dwi, labels = write_scan(simulated, folder / "phantom")
+        dwi, labels = write_scan(simulated, folder / CHECKPOINT / "phantom")
         tree = fit(
-            read_scan(dwi, rois=labels), draws=draws, tune=tune, chains=chains, seed=seed, retry=retry, cores=cores,
-            progress=not quiet, checkpoint=folder / CHECKPOINT,
+            read_scan(dwi, rois=labels), draws=draws, tune=tune, chains=chains, seed=seed,
+            retry=retry, cores=cores, progress=not quiet, checkpoint=folder / CHECKPOINT,
         )  # fmt: skip
+        shutil.rmtree(folder / "phantom", ignore_errors=True)
+        (folder / CHECKPOINT / "phantom").rename(folder / "phantom")
         verdicts = _write(tree, folder, truth)
     _finish(out, verdicts)
 
@@ -218,19 +225,16 @@ class _OutFolder:
             self._remove_empty()
 
     def _remove_empty(self) -> None:
-        import shutil
-
-        if self.path in self.made and not (self.path / CHECKPOINT).exists():
-            shutil.rmtree(self.path, ignore_errors=True)
-        for path in self.made[1:]:
+        kept = self.path / CHECKPOINT
+        if not list(kept.glob("region-*.nc")):
+            shutil.rmtree(kept, ignore_errors=True)
+        for path in self.made:
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()
 
 
 def _write(tree: "xr.DataTree", folder: Path, truth: "xr.Dataset | None" = None) -> list[str]:
     """Write the results, print them, and return the verdicts."""
-    import shutil
-
     from ivimbayes.storage import replacing, write_tree
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
@@ -311,4 +315,7 @@ def main() -> None:
         app()
     except InputError as error:
         typer.echo(f"ivimbayes: error: {error}", err=True)
+        sys.exit(EXIT_INPUT)
+    except OSError as error:
+        typer.echo(f"ivimbayes: error: {error.filename or 'output'}: {error.strerror or error}", err=True)
         sys.exit(EXIT_INPUT)

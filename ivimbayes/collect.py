@@ -79,7 +79,7 @@ def collect_region(
         "log_likelihood": _dataset({"signal": shorten(log_likelihood)}, chain_draw, coords | chain_coords),
         "sample_stats": _stats(stats, thin, chain_coords, coords),
         "observed_data": _dataset({"signal": voxels["signal"].values}, (), coords),
-        "constant_data": _constants(voxels, coords),
+        "constant_data": _constants(voxels, stats, coords),
     }
     return xr.DataTree.from_dict(groups)
 
@@ -155,7 +155,7 @@ DIMS = {
 }  # fmt: skip
 LONG_NAMES = {
     "mu": "mean of theta = (logit f, ln D, ln(D* - D)) in the region",
-    "sd": "standard deviation of theta between voxels",
+    "sd": "scale of theta between voxels (its standard deviation, if the population is normal)",
     "correlation": "correlation of theta between voxels",
     "S0_roi": "mean S0 of the region",
     "S0_sd": "standard deviation of S0 between voxels",
@@ -207,8 +207,9 @@ def _stats(
     )
 
 
-def _constants(voxels: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
-    a = voxels.attrs
+def _constants(voxels: xr.Dataset, stats: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
+    """Tell what was fitted, and how sampling went over all draws, also those thinned out."""
+    a, energy = voxels.attrs, stats["energy"].values
     keep = {k: coords[k] for k in ("roi", "voxel_roi", "x", "y", "z", "b")}
     return xr.Dataset(
         {
@@ -216,6 +217,10 @@ def _constants(voxels: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
             "label": ("roi", [a["label"]]),
             "level": ("roi", [a["level"]]),
             "available": ("roi", [a["available"]], {"long_name": "usable voxels in the region"}),
+            "reason": ("roi", [a["reason"]], {"long_name": "why the mean curve was fitted"}),
+            "divergences": ("roi", [int(stats["diverging"].sum())]),
+            "transitions": ("roi", [int(stats["diverging"].size)]),
+            "bfmi": ("roi", [np.min(np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1))]),
             "left_out": ("roi", [a["left_out"]], {"long_name": "voxels not fitted for their signals"}),
         },
         coords=keep,

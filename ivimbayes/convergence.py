@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import arviz as az
-import numpy as np
 import xarray as xr
 
 REPORTED = ("f_roi", "D_roi", "D_star_roi", "S0_roi", "sigma")
@@ -66,25 +65,24 @@ class Chains:
         ]
 
 
-def measure_chains(posterior: xr.Dataset, stats: xr.Dataset) -> Chains:
+def measure_chains(posterior: xr.Dataset, record: xr.Dataset) -> Chains:
     """Measure the chains of one region.
 
     Parameters
     ----------
     posterior : Dataset
         Region variables (chain, draw, ...), of one region.
-    stats : Dataset
-        ``diverging`` and ``energy`` (chain, draw).
+    record : Dataset
+        ``divergences``, ``transitions`` and ``bfmi`` of the region.
     """
     names = [n for n in (*REPORTED, *BETWEEN_VOXELS) if n in posterior]
     names = [n for n in names if posterior[n].notnull().all() and posterior[n].max() > posterior[n].min()]
     mine = posterior[names]
-    energy = stats["energy"].values.reshape(stats.sizes["chain"], -1)
     return Chains(
         r_hat={str(k): float(v.max()) for k, v in az.rhat(mine).data_vars.items()},
         ess_bulk={str(k): float(v.min()) for k, v in az.ess(mine, method="bulk").data_vars.items()},
         ess_tail={str(k): float(v.min()) for k, v in az.ess(mine, method="tail").data_vars.items()},
-        divergences=int(stats["diverging"].sum()),
-        transitions=int(stats["diverging"].size),
-        bfmi=float(np.min(np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1))),
+        divergences=int(record["divergences"].item()),
+        transitions=int(record["transitions"].item()),
+        bfmi=float(record["bfmi"].item()),
     )

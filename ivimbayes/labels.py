@@ -19,7 +19,8 @@ def read_label_names(
     Parameters
     ----------
     labels : path
-        The label image; a ``.json`` or ``.tsv`` of its name beside it is read when `names` is None.
+        The label image; a ``.tsv`` or ``.json`` of its name beside it is read when `names` is None. A JSON
+        sidecar that holds anything but labels and names is passed over.
     values : ndarray of int
         Labels present in the image.
     names : mapping, path or None
@@ -35,12 +36,12 @@ def read_label_names(
     Raises
     ------
     InputError
-        If the file cannot be read, or two labels share a name.
+        If the file cannot be read, a name cannot be printed, or two labels share one.
     """
     path: Path | None = None
     if names is None:
         stem = labels.name.removesuffix(".gz").removesuffix(".nii")
-        found = [p for ending in (".json", ".tsv") if (p := labels.with_name(stem + ending)).exists()]
+        found = [p for ending in (".tsv", ".json") if (p := labels.with_name(stem + ending)).exists()]
         table: dict[int, str] = {}
         for path in found:
             table = _read(path, required=False)
@@ -56,6 +57,9 @@ def read_label_names(
     for value in values.tolist():
         table.setdefault(value, f"roi-{value}")
     table = {label: table[label] for label in sorted(table)}
+    for label, name in table.items():
+        if not name.strip() or not name.isprintable():
+            raise InputError(f"{path or labels}: label {label} is named {name!r}; use printable characters")
     if len(set(table.values())) < len(table):
         twice = next(n for n in table.values() if list(table.values()).count(n) > 1)
         raise InputError(f"{path or labels}: two labels are named {twice!r}; give each region its own name")
@@ -80,13 +84,15 @@ def _from_json(text: str, path: Path, required: bool) -> dict[int, str]:
     pairs = plain.items() if isinstance(plain, dict) else ()
     table = {_label(key): str(value) for key, value in pairs if _label(key) >= 0 and isinstance(value, str)}
     table |= {_label(value): str(key) for key, value in pairs if _label(value) >= 0 and _label(key) < 0}
+    if not required and len(table) < len(pairs):
+        return {}
     if required and not table:
         raise InputError(f'{path}: holds no label names; write {{"1": "liver", "2": "kidney"}}')
     return table
 
 
 def _from_tsv(text: str, path: Path) -> dict[int, str]:
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or not {"index", "name"} <= set(rows[0]):
         raise InputError(f"{path}: no columns index and name; write a tab-separated table with both")
     table = {}

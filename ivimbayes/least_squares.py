@@ -27,6 +27,8 @@ class Population:
         Covariance of theta between voxels.
     sigma : float
         Noise standard deviation of one measurement.
+    theta : ndarray (voxel, parameter)
+        Mode of each voxel.
     precision : ndarray (voxel, parameter, parameter)
         Gauss-Newton Hessian of the negative log-likelihood of each voxel in theta.
     shift : ndarray (voxel, parameter)
@@ -40,10 +42,16 @@ class Population:
     mean: np.ndarray
     covariance: np.ndarray
     sigma: float
+    theta: np.ndarray
     precision: np.ndarray
     shift: np.ndarray
     S0: np.ndarray
     log_evidence: float
+
+    @property
+    def location(self) -> np.ndarray:
+        """Where the mode is: the mean of theta, or theta itself where there is one curve."""
+        return self.mean if len(self.theta) > 1 else self.theta[0]
 
 
 def voxel_modes(
@@ -156,8 +164,8 @@ def population_mode(
     Notes
     -----
     The step of the highest evidence on the way is returned. The mean's update weighs the voxels against the
-    prior; the spread's update adds four voxels of the prior scale. With one voxel the population is the
-    prior and only sigma is estimated.
+    prior; the spread's update adds four voxels of the prior scale. With one curve the population is the
+    prior, and theta and sigma are estimated.
     """
     V, K = signal.shape
     centre, W = prior.theta_centre, np.diag(prior.theta_width**2)
@@ -168,6 +176,8 @@ def population_mode(
         Sigma = np.diag((0.5 * prior.theta_spread) ** 2) if V > 1 else W
         sigma = 0.1 * float(np.median(signal.max(axis=1)))
     theta = np.tile(mu, (V, 1))
+    if V == 1:
+        mu, Sigma = centre, W
     best: Population | None = None
     for _ in range(POPULATION_STEPS):
         theta, precision, S0, square = voxel_modes(
@@ -184,7 +194,7 @@ def population_mode(
         )
         if best is None or log_evidence > best.log_evidence:
             shift = np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
-            best = Population(mu, Sigma, sigma, precision, shift, S0, float(log_evidence))
+            best = Population(mu, Sigma, sigma, theta, precision, shift, S0, float(log_evidence))
         before = mu
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
         sigma = float(np.sqrt((square.sum() + 1e-12) / np.maximum(V * K - used.sum(), 0.5)))

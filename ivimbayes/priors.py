@@ -17,9 +17,11 @@ from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
 DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7}
-LESION_WORDS = frozenset(
-    ("tumour", "tumor", "cancer", "carcinoma", "lesion", "metastasis", "metastases", "malignant")
-)
+LESION_STEMS = (
+    "tumo", "cancer", "carcino", "lesion", "metasta", "mets", "malign", "hcc", "neoplas", "adenoma",
+    "sarcoma", "lymphoma", "glioma", "glioblastoma", "gbm", "melanoma", "mass", "nodule", "pdac",
+    "fibroadenoma",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,9 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
         raise InputError(f'{where} names is not a list of words; write names = ["liver"]')
     if not isinstance(published, list) or not all(isinstance(p, dict) and "source" in p for p in published):
         raise InputError(f"{where} published: every entry needs a source")
+    for value in (entry[p] for entry in published for p in PARAMETERS if p in entry):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{where} published: {value!r} is not a number")
     return TissuePrior(
         name, centre, width, spread, tuple(names), tuple(published), str(table.get("note", ""))
     )
@@ -195,7 +200,7 @@ def tissue_prior(name: str, priors: Mapping[str, TissuePrior] | None = None) -> 
     Examples
     --------
     >>> tissue_prior("liver").centre["D"]
-    0.00128
+    0.00109
     """
     table = TISSUES if priors is None else priors
     wanted = _words(name)
@@ -220,13 +225,14 @@ def match_tissue(region: str, priors: Mapping[str, TissuePrior] | None = None) -
     ('kidney', 'generic')
     """
     table = TISSUES if priors is None else priors
-    padded = f" {_words(region)} "
-    lesion = LESION_WORDS & set(padded.split())
+    padded = f" {re.sub(r'[0-9]+', ' ', _words(region))} "
+    padded = f" {' '.join(padded.split())} "
+    lesion = _speaks_of_lesion(padded)
     found = [
         (len(words), prior)
         for prior in table.values()
         for words in {_words(prior.name), *map(_words, prior.names)}
-        if f" {words} " in padded and (not lesion or LESION_WORDS & set(words.split()))
+        if f" {words} " in padded and (not lesion or _speaks_of_lesion(words))
     ]
     if found:
         return max(found, key=lambda pair: pair[0])[1]
@@ -265,6 +271,10 @@ def assign_priors(
         else match_tissue(region, priors)
         for region in regions
     }
+
+
+def _speaks_of_lesion(words: str) -> bool:
+    return any(word.startswith(LESION_STEMS) for word in words.split())
 
 
 def _words(name: str) -> str:

@@ -1,6 +1,7 @@
 """Progress of a fit: a bar for each region, in a terminal or a notebook."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,8 @@ class FitProgress:
 
     def __init__(self, regions: list[str], total: int, show: bool):
         console = Console(stderr=True)
+        if console.is_jupyter and find_spec("ipywidgets") is None:  # rich draws in notebooks by ipywidgets
+            console = Console(stderr=True, force_jupyter=False)
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),

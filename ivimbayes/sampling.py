@@ -52,7 +52,7 @@ class Settings:
     retry: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 50), ("tune", 50), ("chains", 1), ("seed", 0)):
+        for name, least in (("draws", 50), ("tune", 50), ("chains", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}; give {least} or more")
         if not 0.5 <= self.target_accept < 1:
@@ -148,7 +148,7 @@ def fit(
     chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
     table = priors if isinstance(priors, Mapping) else read_priors(priors)
     assigned = assign_priors(list(chosen), tissue, table)
-    if spec.prior.name != "generic":
+    if spec.prior != ModelSpec().prior and "*" not in (tissue or {}):
         assigned = {name: p if name in (tissue or {}) else spec.prior for name, p in assigned.items()}
     with FitProgress(list(chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
         tasks = _prepare(chosen, spec, assigned, bars)
@@ -189,8 +189,8 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     """Modes of the population that dispersed starting points lead to, the best first.
 
     They are sought on a part of the voxels. Modes that differ are refined on all voxels and kept where their
-    Laplace evidence is within `START_EVIDENCE` of the best, so that chains set out from every mode that
-    matters and from none that does not.
+    Laplace evidence is within `START_EVIDENCE` of the best: chains that set out from a mode of little weight
+    may stay there and say more about the start than about the posterior.
     """
     signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
     part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
@@ -198,7 +198,7 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     for offset in STARTS:
         start = prior.theta_centre + offset * prior.theta_width
         mode = population_mode(signal[part], averages[part], b, prior, start)
-        if all(np.abs(mode.mean - other.mean).max() > START_DISTANCE for other in found):
+        if all(np.abs(mode.location - other.location).max() > START_DISTANCE for other in found):
             found.append(mode)
     plausible = max(mode.log_evidence for mode in found) - START_SCREEN
     refined = [
@@ -221,9 +221,8 @@ def _compile(structure: str, level: str, size: int, measurements: int) -> Any:
         },
         coords={"b": ("measurement", np.arange(measurements, dtype=float))},
     )
-    blank = Population(
-        np.zeros(3), np.eye(3), 1.0, np.zeros((size, 3, 3)), np.zeros((size, 3)), np.ones(size), 0.0
-    )
+    empty = np.zeros((size, 3))
+    blank = Population(np.zeros(3), np.eye(3), 1.0, empty, np.zeros((size, 3, 3)), empty, np.ones(size), 0.0)
     model = build_model(model_data(curve, spec, blank, 1.0), spec, level)
     return nutpie.compile_pymc_model(model, backend="numba", var_names=SAMPLED[level])
 
@@ -268,7 +267,7 @@ def _sample_all(
             drawn = [chains[c] for c in range(settings.chains)]
             bars.stage(task.name, "collecting")
             tree = collect_region(task.voxels, task.spec, task.scale, drawn, settings.seed, settings.draws)
-            measured = measure_chains(tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset())
+            measured = measure_chains(tree["posterior"].to_dataset(), tree["constant_data"].to_dataset())
             if settings.retry and attempt == 1 and not measured.good:
                 bars.stage(task.name, "once more, longer")
                 _submit(task, settings, 2, pool, running, bars, pending)
@@ -344,6 +343,12 @@ def _start_point(compiled: Any, task: RegionTask, chain: int, rng: np.random.Gen
     mode = task.starts[chain % len(task.starts)]
     size = len(task.data["observed"])
     sd = np.sqrt(np.diag(mode.covariance))
+    z = 0.5 * rng.standard_normal((size, 3))
+    if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
+        precision = np.linalg.inv(mode.covariance)
+        A = precision + task.data["Lambda"][0]
+        centre = np.linalg.solve(A, precision @ mode.mean + task.data["eta"][0])
+        z = z + np.linalg.cholesky(A).T @ (mode.location - centre)
     values = {
         "mu": mode.mean + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(3),
         "sd_log__": np.log(sd) + 0.3 * rng.standard_normal(3),
@@ -351,7 +356,7 @@ def _start_point(compiled: Any, task: RegionTask, chain: int, rng: np.random.Gen
         "S0_roi": np.mean(mode.S0),
         "S0_sd_log__": np.log(np.std(mode.S0) + 0.02),
         "sigma_log__": np.log(mode.sigma) + 0.1 * rng.standard_normal(),
-        "theta_informed__": 0.5 * rng.standard_normal((size, 3)),
+        "theta_informed__": z,
     }
     return np.concatenate([np.ravel(values[name]) for name in compiled.shape_info[0] if name in values])
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ MIN_DISTINCT_B = 4
 LOW_B = 50.0  # the lowest b must not lie above this, or S0 and f cannot be told apart
 PERFUSION_B = 150.0  # without a b value between 0 and this, D* cannot be identified
 HIGH_B = 200.0  # perfusion is gone above this; without such a b, D and f cannot be told apart
+GZIP_RATIO = 1100  # deflate cannot compress more than 1032 times
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, gzip.BadGzipFile)
 
 
@@ -63,6 +65,7 @@ def read_scan(
     averages: Sequence[float] | None = None,
     b_min: float | None = None,
     b_max: float | None = None,
+    real_valued: bool = False,
 ) -> xr.Dataset:
     """Read a diffusion-weighted scan.
 
@@ -88,13 +91,17 @@ def read_scan(
         Number of images averaged into each measurement (NSA), in the order of the volumes.
     b_min, b_max : float, optional
         Keep measurements with b_min <= b <= b_max (s/mm²).
+    real_valued : bool
+        The images are real parts (phase-corrected), not magnitudes: zero and negative signals are noise,
+        not a fault.
 
     Returns
     -------
     Dataset
         ``signal`` (x, y, z, measurement), read when used; ``roi`` (x, y, z), integer labels; ``affine``
         (row, column); coordinates ``b`` (measurement) in s/mm² and ``averages`` (measurement). Attributes
-        ``roi_names`` (JSON, name by label), ``inputs`` (JSON, SHA-256 by file name) and ``source``.
+        ``roi_names`` (JSON, name by label), ``inputs`` (JSON, file name and SHA-256 by role), ``source`` and
+        ``real_valued``.
 
     Raises
     ------
@@ -115,11 +122,11 @@ def read_scan(
         (b >= (-np.inf if b_min is None else b_min)) & (b <= (np.inf if b_max is None else b_max))
     )
     _check_protocol(b[keep], bval_path, b_min is not None or b_max is not None)
-    used = {Path(dwi), bval_path}
+    used = {"dwi": Path(dwi), "bval": bval_path}
     inside = np.ones(image.shape[:3], bool)
     if mask is not None:
-        inside = _volume(mask, image, Path(dwi), "mask") != 0
-        used.add(Path(mask))
+        inside = np.nan_to_num(_volume(mask, image, Path(dwi), "mask")) != 0
+        used["mask"] = Path(mask)
     if rois is None:
         labels, label_names = inside.astype(np.int32), {1: "mask" if mask is not None else "all"}
         origin = Path(mask if mask is not None else dwi)
@@ -127,7 +134,7 @@ def read_scan(
         origin = Path(rois)
         labels = _labels(origin, image, Path(dwi))
         label_names, name_file = read_label_names(origin, np.unique(labels[labels != 0]), names)
-        used |= {origin, *([name_file] if name_file else [])}
+        used |= {"rois": origin, **({"names": name_file} if name_file else {})}
     labels, label_names = _select(labels, inside, label_names, regions, origin)
     signal = xr.Variable(
         ("x", "y", "z", "measurement"),
@@ -146,8 +153,9 @@ def read_scan(
         },
         attrs={
             "roi_names": json.dumps({str(k): v for k, v in label_names.items()}),
-            "inputs": json.dumps({path.name: _sha256(path) for path in sorted(used)}),
+            "inputs": json.dumps({k: {"file": p.name, "sha256": _sha256(p)} for k, p in used.items()}),
             "source": Path(dwi).name,
+            "real_valued": int(real_valued),
         },
     )
     return scan.isel(measurement=keep)
@@ -160,8 +168,12 @@ def roi_names(scan: xr.Dataset) -> dict[int, str]:
 
 def _open(path: str | Path, ndim: int, what: str) -> Any:
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give {what} as NIfTI (.nii or .nii.gz)")
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give {what} as NIfTI (.nii or .nii.gz)") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give {what} as NIfTI") from None
     try:
         with np.errstate(all="ignore"):
             image = nib.load(path, keep_file_open=True)
@@ -179,6 +191,11 @@ def _open(path: str | Path, ndim: int, what: str) -> Any:
         raise InputError(f"{path}: {len(shape)}-D image of shape {_by(shape)}; give {what}{hint}")
     if min(shape) < 1:
         raise InputError(f"{path}: empty image of shape {_by(shape)}; give {what}")
+    needed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if needed > size * (GZIP_RATIO if path.suffix == ".gz" else 1):
+        raise InputError(
+            f"{path}: the header promises {_by(shape)} values, the file holds {size} bytes; copy it again"
+        )
     if image.get_data_dtype().kind not in "iuf":
         raise InputError(
             f"{path}: values of type {image.get_data_dtype()}; give {what} of integers or real numbers"
@@ -339,11 +356,22 @@ def _check_protocol(b: np.ndarray, path: Path, selected: bool) -> None:
 
 
 def _sha256(path: Path) -> str:
+    """Digest of a file, which is read to its end; a damaged gzip file is refused."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({_line(error)}); check its permissions") from None
+    if path.suffix == ".gz":  # nibabel does not reach the checksum at the end
+        try:
+            with gzip.open(path) as packed:
+                while packed.read(1 << 20):
+                    pass
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"{path}: the image data end early or are damaged ({_line(error)}); copy or convert it again"
+            ) from None
+    return digest
 
 
 def _is_number(word: str) -> bool:

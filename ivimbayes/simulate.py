@@ -206,6 +206,7 @@ def _image(
             "roi_names": json.dumps({str(k): v for k, v in names.items()}),
             "inputs": "{}",
             "source": "simulation",
+            "real_valued": int(noise == "gaussian"),
         },
     )
     maps = dict(zip(("f", "D", "D_star"), values, strict=True)) | {"S0": S0_map}

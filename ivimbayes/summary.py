@@ -192,13 +192,13 @@ def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
         E-BFMI below 0.3, or two modes. What the data could not tell is a note and does not change the
         verdict.
     """
-    posterior, stats = tree["posterior"].to_dataset(), tree["sample_stats"].to_dataset()
+    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
     voxel_rhat = az.rhat(posterior[["f", "D", "D_star"]])
     result = {}
     for roi in posterior["roi"].values.tolist():
         mine = posterior.drop_dims("voxel").sel(roi=roi)
-        chains = measure_chains(mine, stats.sel(roi=roi))
+        chains = measure_chains(mine, constant.sel(roi=roi))
         contraction = _contraction(mine["mu"], priors[roi])
         modes = find_modes(mine["mu"].values.reshape(-1, 3))
         voxels = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
@@ -207,7 +207,7 @@ def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
             *_sampling(chains, max(float(v.max()) for v in voxels.data_vars.values()), bool(modes)),
             *_energy(chains),
             *([] if modes else _identification(contraction, mine, priors[roi])),
-            *_data(tree["constant_data"].to_dataset(), roi),
+            *_data(constant, roi),
         ]
         findings.sort(key=lambda finding: ("failed", "doubtful", "note").index(finding.level))
         levels = {finding.level for finding in findings}
@@ -242,8 +242,9 @@ def _sampling(chains: Chains, rhat_voxel: float, modes: bool) -> list[Finding]:
         what = f"the chains disagree about a voxel: R-hat {rhat_voxel:.3f}"
         findings.append(Finding("doubtful", what, "sample longer (--draws 4000)"))
     if short := chains.short():
-        name, kind, found, need = min(short, key=lambda row: row[2])
-        level = "failed" if found < ESS_FAILED and name in REPORTED else "doubtful"
+        grave = [row for row in short if row[0] in REPORTED and row[2] < ESS_FAILED]
+        name, kind, found, need = min(grave or short, key=lambda row: row[2])
+        level = "failed" if grave else "doubtful"
         what = f"{found:.0f} effective draws ({kind}) for {name}, {need} are needed"
         findings.append(
             Finding(level, what, "see the two modes" if modes else "sample longer (--draws 4000)")
@@ -297,14 +298,18 @@ def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
     available, left_out = int(region["available"]), int(region["left_out"])
     findings = []
     if str(region["level"].values) == "mean":
+        reason = str(region["reason"].values)
+        what = f"{reason}: the" if reason else "the"
         findings.append(
-            Finding("note", f"the mean curve of {available} voxels was fitted: no spread between voxels")
+            Finding(
+                "note", f"{what} mean curve of {available} voxels was fitted, without a spread between voxels"
+            )
         )
     elif fitted < available:
         findings.append(Finding("note", f"{fitted} of {available} voxels were fitted, a stratified sample"))
     if left_out:
         findings.append(
-            Finding("note", f"{left_out} voxels were left out: a signal is zero, negative or not a number")
+            Finding("note", f"{left_out} voxels were left out: a signal is not a positive number")
         )
     return findings
 

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import json
 from collections.abc import Mapping
 
 import pandas as pd
@@ -26,7 +27,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.DataTree) -> None:
     """Print the posterior of each region and what was found about it."""
     console = Console(markup=False, highlight=False, width=None)
-    posterior = tree["posterior"].to_dataset()
+    posterior, priors = tree["posterior"].to_dataset(), json.loads(tree.attrs["priors"])
     shown = _table("region", "", "unit", "median", "95 % HDI", "spread", "ESS", "R-hat")
     for roi, rows in table.groupby("roi", sort=False):
         for i, row in enumerate(rows[rows["parameter"].isin(["f", "D", "D_star"])].to_dict("records")):
@@ -43,7 +44,9 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
         fitted = int((posterior["voxel_roi"].values == roi).sum())
         console.print(f"{roi}: ", end="")
         console.print(diagnosis.verdict, style=STYLES[diagnosis.verdict], end="")
-        console.print(f" ({fitted} {'curve' if fitted == 1 else 'voxels'})")
+        console.print(
+            f" ({fitted} {'curve' if fitted == 1 else 'voxels'}, prior of {priors[str(roi)]['name']})"
+        )
         for finding in diagnosis.findings:
             console.print(f"  {finding.level}: {finding}", soft_wrap=True)
 

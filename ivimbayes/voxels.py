@@ -1,6 +1,7 @@
 """The voxels that are fitted: all of a region, a stratified sample, block averages, or the mean curve."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def choose_voxels(
         By region: ``signal`` (voxel, measurement), ``averages`` (voxel, measurement), coordinates ``x``,
         ``y``, ``z`` (voxel index, a mean for blocks) and ``b`` (measurement). Attributes: ``roi``,
         ``label``, ``level``, ``available`` (usable voxels or blocks), ``left_out`` (voxels with a signal
-        that is not a positive number).
+        that is not a number, or not positive where images are magnitudes), ``reason`` (for a mean curve
+        that was not asked for).
 
     Raises
     ------
@@ -54,33 +56,79 @@ def choose_voxels(
 
     Notes
     -----
-    One volume is in memory at a time. Measurements averaged over a part of a block only count as that part
-    of a full block's precision.
+    The volumes are read one at a time, twice: to find the usable voxels, and to collect the chosen ones.
+    Measurements averaged over a part of a block only count as that part of a full block's precision.
     """
     blocks = _blocks(downsample)
     if level not in LEVELS:
         raise InputError(f"level {level!r}; accepted are {', '.join(LEVELS)}")
-    if voxels_per_roi is not None and voxels_per_roi < 1:
-        raise InputError(f"voxels_per_roi {voxels_per_roi}; give 1 or more")
+    if voxels_per_roi is not None and voxels_per_roi < MIN_POOLED:
+        raise InputError(
+            f"voxels_per_roi {voxels_per_roi}; give {MIN_POOLED} or more, or fit the mean curve (level mean)"
+        )
     labels = scan["roi"].values
-    index = np.argwhere(labels != 0)
-    volumes = (scan["signal"].isel(measurement=k).values for k in range(scan.sizes["measurement"]))
-    signal = np.stack([volume[tuple(index.T)] for volume in volumes], axis=1).astype(float)
-    of_voxel = labels[tuple(index.T)]
+    where = np.argwhere(labels != 0)
+    usable = _usable(scan, where)
+    of_voxel = labels[tuple(where.T)]
     chosen = {}
     for label, name in roi_names(scan).items():
         mine = of_voxel == label
-        good = (np.isfinite(signal[mine]) & (signal[mine] > 0)).all(axis=1)
-        where, curves = index[mine][good], signal[mine][good]
-        if not good.any():
+        if not usable[mine].any():
             raise InputError(
-                f"{scan.attrs.get('source', 'scan')}: region {name!r} has no voxel whose signals are all "
-                "positive numbers; correct the image or leave the region out"
+                f"{scan.attrs.get('source', 'scan')}: region {name!r} has no voxel with usable signals; "
+                "correct the image or leave the region out"
             )
         rng = np.random.default_rng([seed, label])
-        region = _region(where, curves, blocks, level, voxels_per_roi, rng)
-        chosen[name] = _dataset(region, scan, name, label, int((~good).sum()))
-    return chosen
+        groups = _group(where[mine & usable], blocks, level, voxels_per_roi, rng)
+        attrs = {
+            "roi": name, "label": label, "level": groups.level, "available": groups.available,
+            "left_out": int((mine & ~usable).sum()), "reason": groups.reason,
+        }  # fmt: skip
+        chosen[name] = (groups, attrs)
+    curves = _read(scan, [groups for groups, _ in chosen.values()])
+    return {
+        name: _dataset(groups, signal, scan, attrs)
+        for (name, (groups, attrs)), signal in zip(chosen.items(), curves, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Voxels (index), the curve each is averaged into, and the share of a full block each curve is."""
+
+    index: np.ndarray
+    of_curve: np.ndarray
+    share: np.ndarray
+    level: str
+    available: int
+    reason: str = ""
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean of voxel values (voxel, ...) over each curve's voxels."""
+        count = np.bincount(self.of_curve)
+        total = np.zeros((len(count), *values.shape[1:]))
+        np.add.at(total, self.of_curve, values)
+        return np.asarray(total / count.reshape(-1, *[1] * (values.ndim - 1)))
+
+
+def _usable(scan: xr.Dataset, where: np.ndarray) -> np.ndarray:
+    """Whether every signal of a voxel is a number, and positive unless the images are real-valued."""
+    usable = np.ones(len(where), bool)
+    lowest = -np.inf if scan.attrs.get("real_valued") else 0.0
+    for k in range(scan.sizes["measurement"]):
+        values = scan["signal"].isel(measurement=k).values[tuple(where.T)]
+        usable &= np.isfinite(values) & (values > lowest)
+    return usable
+
+
+def _read(scan: xr.Dataset, regions: Sequence[_Groups]) -> list[np.ndarray]:
+    """Curves (curve, measurement) of each region, volume by volume."""
+    curves = [np.empty((len(groups.share), scan.sizes["measurement"])) for groups in regions]
+    for k in range(scan.sizes["measurement"]):
+        volume = scan["signal"].isel(measurement=k).values
+        for groups, signal in zip(regions, curves, strict=True):
+            signal[:, k] = groups.mean(volume[tuple(groups.index.T)].astype(float))
+    return curves
 
 
 def _blocks(downsample: int | Sequence[int]) -> np.ndarray:
@@ -90,55 +138,47 @@ def _blocks(downsample: int | Sequence[int]) -> np.ndarray:
     return np.array(sizes)
 
 
-def _region(
-    where: np.ndarray,
-    curves: np.ndarray,
-    blocks: np.ndarray,
-    level: str,
-    limit: int | None,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """Average and sample one region: positions, curves, share of a full block, level and number available."""
-    position, share = where.astype(float), np.ones(len(where))
+def _group(
+    where: np.ndarray, blocks: np.ndarray, level: str, limit: int | None, rng: np.random.Generator
+) -> _Groups:
+    """Decide which voxels of a region make which curve."""
     if (blocks > 1).any():
-        _, block, count = np.unique(where // blocks, axis=0, return_inverse=True, return_counts=True)
-        total = np.zeros((len(count), 3)), np.zeros((len(count), curves.shape[1]))
-        np.add.at(total[0], block.ravel(), position)
-        np.add.at(total[1], block.ravel(), curves)
-        position, curves, share = total[0] / count[:, None], total[1] / count[:, None], count / count.max()
-    available = len(position)
-    if level == "mean" or min(available, limit or available) < MIN_POOLED:
-        level, curves = "mean", np.average(curves, axis=0, weights=share)[None]
-        position, share = position.mean(axis=0)[None], np.ones(1)
-    elif limit is not None and available > limit:
-        keep = _stratified(position, limit, rng)
-        position, curves, share = position[keep], curves[keep], share[keep]
-    return {"position": position, "curves": curves, "share": share, "level": level, "available": available}
+        corner, of_curve, count = np.unique(where // blocks, axis=0, return_inverse=True, return_counts=True)
+        of_curve, share = of_curve.ravel(), count / count.max()
+    else:
+        corner, of_curve, share = where, np.arange(len(where)), np.ones(len(where))
+    available = len(corner)
+    if level == "mean" or available < MIN_POOLED:
+        reason = "" if level == "mean" else f"fewer than {MIN_POOLED} usable voxels"
+        return _Groups(where, np.zeros(len(where), int), np.ones(1), "mean", available, reason)
+    if limit is None or available <= limit:
+        return _Groups(where, of_curve, share, level, available)
+    keep = _stratified(corner, limit, rng)
+    place = np.full(available, -1)
+    place[keep] = np.arange(limit)
+    kept = place[of_curve] >= 0
+    return _Groups(where[kept], place[of_curve][kept], share[keep], level, available)
 
 
 def _stratified(position: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """One voxel of each of n consecutive strata in the order z, y, x."""
     order = np.lexsort(position.T)
-    edges = np.linspace(0, len(order), n + 1)
-    return np.sort(order[np.floor(edges[:-1] + rng.random(n) * np.diff(edges)).astype(int)])
+    edges = np.linspace(0, len(order), n + 1).astype(int)
+    return np.sort(order[rng.integers(edges[:-1], edges[1:])])
 
 
-def _dataset(region: dict[str, Any], scan: xr.Dataset, name: str, label: int, left_out: int) -> xr.Dataset:
-    averages = region["share"][:, None] * scan["averages"].values
-    x, y, z = region["position"].T
+def _dataset(groups: _Groups, signal: np.ndarray, scan: xr.Dataset, attrs: dict[str, Any]) -> xr.Dataset:
+    x, y, z = groups.mean(groups.index.astype(float)).T
     return xr.Dataset(
         {
-            "signal": (("voxel", "measurement"), region["curves"], {"units": "signal units"}),
-            "averages": (("voxel", "measurement"), averages, {"units": "1"}),
+            "signal": (("voxel", "measurement"), signal, {"units": "signal units"}),
+            "averages": (
+                ("voxel", "measurement"), groups.share[:, None] * scan["averages"].values, {"units": "1"}
+            ),
         },
         coords={
             "b": ("measurement", scan["b"].values, {"units": "s/mm2"}),
-            "x": ("voxel", x),
-            "y": ("voxel", y),
-            "z": ("voxel", z),
+            "x": ("voxel", x), "y": ("voxel", y), "z": ("voxel", z),
         },
-        attrs={
-            "roi": name, "label": label, "level": region["level"], "available": region["available"],
-            "left_out": left_out,
-        },
+        attrs=attrs,
     )  # fmt: skip

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -21,8 +22,10 @@ def test_a_scan_is_read(case: Case) -> None:
     assert scan["b"].attrs["units"] == "s/mm2"
     assert roi_names(scan) == {1: "liver", 2: "spleen"}
     np.testing.assert_array_equal(scan["roi"].values, case.labels())
-    assert set(json.loads(scan.attrs["inputs"])) == {"dwi.nii.gz", "dwi.bval", "labels.nii.gz", "labels.json"}
-    assert all(len(digest) == 64 for digest in json.loads(scan.attrs["inputs"]).values())
+    inputs = json.loads(scan.attrs["inputs"])
+    files = {role: entry["file"] for role, entry in inputs.items()}
+    assert files == {"dwi": "dwi.nii.gz", "bval": "dwi.bval", "rois": "labels.nii.gz", "names": "labels.json"}
+    assert inputs["dwi"]["sha256"] == hashlib.sha256(case.dwi.read_bytes()).hexdigest()
 
 
 def test_b_selection_and_averages(case: Case) -> None:
@@ -72,8 +75,9 @@ def test_names_of_labels(case: Case, form: str) -> None:
     if form == "json":
         (case.folder / "labels.json").write_text('{"1": "a b", "2": "c"}')
     elif form == "reversed":
-        (case.folder / "labels.json").write_text('{"a b": 1, "c": 2, "Description": "x"}')
+        (case.folder / "labels.json").write_text('{"a b": 1, "c": 2}')
     elif form == "tsv":
+        (case.folder / "labels.json").write_text('{"Modality": "MR", "MagneticFieldStrength": 3}')
         (case.folder / "labels.tsv").write_text(
             "index\tname\tcolor\n0\tbackground\t#0\n1\ta b\t#1\n2\tc\t#2\n"
         )
@@ -126,6 +130,12 @@ def complex_signal(case: Case) -> None:
     case.save(case.dwi, case.signal().astype(np.complex64))
 
 
+def huge_header(case: Case) -> None:
+    raw = bytearray(gzip.decompress(case.dwi.read_bytes()))
+    raw[40:50] = np.array([4, 32767, 32767, 32767, 16], "<i2").tobytes()
+    case.dwi.write_bytes(gzip.compress(bytes(raw)))
+
+
 FAULTS: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
     "missing image": (lambda c: c.dwi.unlink(), ("dwi.nii.gz", "no such file")),
     "a folder": (lambda c: (c.dwi.unlink(), c.dwi.mkdir()), ("dwi.nii.gz", "not a readable NIfTI")),
@@ -159,6 +169,10 @@ FAULTS: dict[str, tuple[Callable[[Case], object], tuple[str, ...]]] = {
         lambda c: (c.folder / "labels.json").write_text('{"1": "liver", "2": "liver"}'),
         ("labels.json", "two labels are named 'liver'"),
     ),
+    "unprintable name": (
+        lambda c: (c.folder / "labels.json").write_text('{"1": "li\\nver", "2": "a"}'), ("labels.json", "printable")
+    ),
+    "huge header": (huge_header, ("dwi.nii.gz", "promises 32767 x 32767 x 32767 x 16 values")),
     "names not JSON": (lambda c: (c.folder / "labels.json").write_text("{"), ("labels.json", "not JSON")),
 }  # fmt: skip
 
@@ -170,10 +184,36 @@ def test_faults_are_refused(fault: str, case: Case, refused: Callable[..., str])
     refused(lambda: read_scan(case.dwi, rois=case.rois), *words)
 
 
-def test_truncated_image_is_refused_when_read(case: Case, refused: Callable[..., str]) -> None:
-    truncate(case)
+def flip_bit(case: Case) -> None:
+    data = bytearray(case.dwi.read_bytes())
+    data[len(data) // 2] ^= 1
+    case.dwi.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bit])
+def test_damaged_image_is_refused(
+    damage: Callable[[Case], None], case: Case, refused: Callable[..., str]
+) -> None:
+    damage(case)
+    refused(lambda: read_scan(case.dwi, rois=case.rois), "dwi.nii.gz", "end early or are damaged")
+
+
+def test_image_damaged_after_it_was_opened_is_refused(case: Case, refused: Callable[..., str]) -> None:
     scan = read_scan(case.dwi, rois=case.rois)
+    truncate(case)
     refused(lambda: scan["signal"].values, "dwi.nii.gz", "end early or are damaged")
+
+
+def test_sidecar_that_names_nothing_is_passed_over(case: Case) -> None:
+    (case.folder / "labels.json").write_text('{"Modality": "MR", "MagneticFieldStrength": 2, "Manual": true}')
+    assert roi_names(read_scan(case.dwi, rois=case.rois)) == {1: "roi-1", 2: "roi-2"}
+
+
+def test_nan_in_a_mask_is_outside(case: Case) -> None:
+    mask = np.full((6, 5, 2), np.nan, np.float32)
+    mask[1] = 1
+    case.save(case.folder / "mask.nii.gz", mask)
+    assert int((read_scan(case.dwi, mask=case.folder / "mask.nii.gz")["roi"] != 0).sum()) == 10
 
 
 def test_arguments_are_checked(case: Case, refused: Callable[..., str]) -> None:

@@ -4,7 +4,8 @@ import pytest
 import xarray as xr
 
 from ivimbayes import diagnose, summarize
-from ivimbayes.summary import COLUMNS, compare_truth, find_modes
+from ivimbayes.convergence import Chains
+from ivimbayes.summary import COLUMNS, _sampling, compare_truth, find_modes
 
 
 def changed(tree: xr.DataTree, **variables: xr.DataArray) -> xr.DataTree:
@@ -32,14 +33,8 @@ def ideal(tree: xr.DataTree, seed: int = 0) -> xr.DataTree:
         new[str(name)] = xr.DataArray(mean + sd * noise, dims=old.dims, coords=coords, attrs=old.attrs)
     groups = {name: node.to_dataset() for name, node in tree.children.items()}
     groups["posterior"] = xr.Dataset(new)
-    stats = groups["sample_stats"]
-    groups["sample_stats"] = xr.Dataset(
-        {
-            "diverging": (("chain", "draw", "roi"), np.zeros((4, 1000, 3), bool)),
-            "energy": (("chain", "draw", "roi"), rng.standard_normal((4, 1000, 3))),
-        },
-        coords={"roi": stats["roi"]},
-    )
+    record = {"divergences": [0, 0, 0], "transitions": [4000] * 3, "bfmi": [1.0] * 3}
+    groups["constant_data"] = groups["constant_data"].assign({k: ("roi", v) for k, v in record.items()})
     made = xr.DataTree.from_dict(groups)
     made.attrs = dict(tree.attrs)
     return made
@@ -108,27 +103,41 @@ def test_sticky_chains_are_doubtful(good: xr.DataTree) -> None:
     assert diagnose(bad)["liver"].verdict != "converged"
 
 
+def recorded(tree: xr.DataTree, **values: float) -> xr.DataTree:
+    """A copy of a fit in which sampling of the liver went as said."""
+    copy = changed(tree)
+    constant = copy["constant_data"].to_dataset()
+    rest = {name: constant[name].values.tolist()[1:] for name in values}
+    copy["constant_data"] = xr.DataTree(
+        constant.assign({k: ("roi", [v, *rest[k]]) for k, v in values.items()})
+    )
+    return copy
+
+
 def test_divergences(good: xr.DataTree) -> None:
     for count, level, verdict in (
         (2, "note", "converged"),
         (20, "doubtful", "doubtful"),
         (200, "failed", "failed"),
     ):
-        bad = changed(good)
-        diverging = bad["sample_stats"]["diverging"].copy(deep=True)
-        diverging.values[0, :count, 0] = True
-        bad["sample_stats"] = xr.DataTree(bad["sample_stats"].to_dataset().assign(diverging=diverging))
-        assert any(text.startswith(f"{level}: {count} divergent") for text in levels(bad))
-        assert diagnose(bad)["liver"].verdict == verdict
+        bad = recorded(good, divergences=count)
+        assert any(text.startswith(f"{level}: {count} divergent transitions of 4000") for text in levels(bad))
+        assert {roi: d.verdict for roi, d in diagnose(bad).items()} == {
+            "liver": verdict, "kidney": "converged", "pancreas": "converged"
+        }  # fmt: skip
 
 
 def test_slow_energy_is_doubtful(good: xr.DataTree) -> None:
-    bad = changed(good)
-    energy = bad["sample_stats"]["energy"].copy(
-        data=np.random.default_rng(2).normal(0, 0.02, (4, 1000, 3)).cumsum(1)
-    )
-    bad["sample_stats"] = xr.DataTree(bad["sample_stats"].to_dataset().assign(energy=energy))
-    assert any("E-BFMI" in text for text in levels(bad))
+    bad = recorded(good, bfmi=0.1)
+    assert any("E-BFMI 0.10" in text for text in levels(bad))
+    assert diagnose(bad)["liver"].verdict == "doubtful"
+
+
+def test_a_failed_value_is_not_hidden_by_a_worse_hyperparameter() -> None:
+    chains = Chains({"f_roi": 1.0}, {"f_roi": 60.0, "sd": 20.0}, {"f_roi": 500.0}, 0, 4000, 1.0)
+    finding = _sampling(chains, 1.0, modes=False)[0]
+    assert finding.level == "failed"
+    assert "60 effective draws (bulk) for f_roi" in finding.what
 
 
 def test_a_posterior_like_its_prior_is_said_to_be(good: xr.DataTree) -> None:
