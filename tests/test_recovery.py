@@ -2,7 +2,9 @@
 
 Truth is drawn from the generic prior, so that exact posteriors cover 95 % on average whatever the data. With
 600 regions the share of region intervals that cover has a standard deviation of 0.9 points: an exact posterior
-leaves 93-97 % with probability 0.025 for each parameter. Seeds are fixed, so the outcome is too.
+leaves 93-97 % with probability 0.025 for each parameter. Seeds are fixed, so the outcome is too. The signals are
+real-valued: leaving out voxels with a negative signal would select slow diffusion. An HDI from 2 000 draws is a
+little short: of independent normal draws it holds 94.7 %.
 """
 
 import arviz as az
@@ -36,7 +38,7 @@ def covered(tree: xr.DataTree, truth: xr.Dataset) -> dict[str, np.ndarray]:
 def study(snr: float, regions: int, seed: int, prior: TissuePrior | None = None) -> dict[str, np.ndarray]:
     scan, truth = simulate(B, snr, voxels=VOXELS, regions=regions, S0_spread=0.1, seed=seed)
     spec = ModelSpec() if prior is None else ModelSpec(prior=prior)
-    tree = fit(scan, spec, draws=600, tune=300, chains=2, seed=seed, retry=False, progress=False)
+    tree = fit(scan, spec, draws=1000, tune=300, chains=2, seed=seed, retry=False, progress=False)
     return covered(tree, truth)
 
 
@@ -62,5 +64,5 @@ def test_a_wrong_prior_does_not_cover() -> None:
         width={k: w / 3 for k, w in generic.width.items()},
     )
     inside = study(15, 60, seed=1, prior=wrong)
-    for name in inside:
-        assert not 0.93 <= inside[name].mean() <= 0.97, name
+    for name in NAMES:
+        assert not 0.93 <= inside[f"{name}_roi"].mean() <= 0.97, name
