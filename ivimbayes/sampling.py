@@ -29,11 +29,11 @@ from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.9
-RETRY_ACCEPT, RETRY_FACTOR = 0.98, 4
+RETRY_ACCEPT, RETRY_FACTOR = 0.98, 6
 SIZE_STEP = 20
 POLL_SECONDS = 0.2
 STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
-START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 2.0
+START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
 SAMPLED = {
     "voxel": ["mu", "sd", "unit_partial", "S0_roi", "S0_sd", "sigma", "theta"],
     "mean": ["sigma", "theta"],
@@ -114,7 +114,7 @@ def fit(
     draws, tune, chains, target_accept
         Draws kept and discarded in each chain, chains, and NUTS acceptance.
     retry : bool
-        Sample a region that has not converged once more, with four times the draws (thinned to `draws`) and
+        Sample a region that has not converged once more, with six times the draws (thinned to `draws`) and
         acceptance 0.98.
     seed : int
         The same seed gives the same draws, whatever the number of cores.
