@@ -1,7 +1,6 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
-from .model import ModelSpec as ModelSpec
 from .model import build_model as build_model
 from .noise import NOISES as NOISES
 from .plots import plot_decay as plot_decay
@@ -16,6 +15,7 @@ from .signals import SIGNALS as SIGNALS
 from .signals import predict as predict
 from .simulate import phantom as phantom
 from .simulate import simulate as simulate
+from .spec import ModelSpec as ModelSpec
 from .storage import read_tree as read_tree
 from .storage import write_tree as write_tree
 from .summary import diagnose as diagnose

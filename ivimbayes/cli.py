@@ -108,9 +108,9 @@ def fit_command(
     Exit status 0: results written. 2: nothing written, the message says why. 3: results written, a region's
     posterior is not to be trusted.
     """
-    from ivimbayes.model import ModelSpec
     from ivimbayes.sampling import fit
     from ivimbayes.scans import read_scan
+    from ivimbayes.spec import ModelSpec
 
     options: dict[str, Any] = {
         "tissue": _tissues(tissue), "priors": priors, "voxels_per_roi": voxels_per_roi or None,

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.model import PAIRS, S0_MEAN, S0_MEAN_SD, SIGMA_SCALE, ModelSpec
+from ivimbayes.density import split_draws
 from ivimbayes.noise import NOISES
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.simulate import covariance, draw_region_prior, draw_theta
+from ivimbayes.spec import PAIRS, S0_MEAN, S0_MEAN_SD, SIGMA_SCALE, ModelSpec
 from ivimbayes.storage import shorten
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
@@ -23,7 +24,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def collect_region(
-    voxels: xr.Dataset, spec: ModelSpec, scale: float, chains: Sequence[xr.DataTree], seed: int, draws: int
+    voxels: xr.Dataset,
+    spec: ModelSpec,
+    scale: float,
+    block: np.ndarray,
+    chains: Sequence[xr.DataTree],
+    seed: int,
+    draws: int,
 ) -> xr.DataTree:
     """Turn the chains of one region into a tree, adding what follows from the draws.
 
@@ -35,8 +42,10 @@ def collect_region(
         Model with the region's prior.
     scale : float
         What signals were divided by.
+    block : ndarray
+        What was sampled, from `pack_region`.
     chains : sequence of DataTree
-        One chain each, as the sampler returns them.
+        One chain each, as the sampler returns them: coordinates ``x``.
     seed : int
         Seed of S0, the prior and the predictive draws.
     draws : int
@@ -48,12 +57,11 @@ def collect_region(
         As `fit` describes, with one ``roi``.
     """
     rng = np.random.default_rng([seed, int(voxels.attrs["label"]), 1])
-    posterior = xr.concat([c["posterior"].to_dataset() for c in chains], "chain", join="override")
     stats = xr.concat([c["sample_stats"].to_dataset() for c in chains], "chain", join="override")
-    thin = posterior.sizes["draw"] // draws
-    raw: Arrays = {str(k): v.values[:, thin - 1 :: thin] for k, v in posterior.data_vars.items()}
-    V = voxels.sizes["voxel"]
-    theta = raw["theta"][:, :, :V]
+    thin = stats.sizes["draw"] // draws
+    x = np.stack([chain["posterior"].to_dataset()["x"].values[0, thin - 1 :: thin] for chain in chains])
+    raw = split_draws(x, block)
+    theta = raw["theta"]
     pooled = voxels.attrs["level"] == "voxel"
     hyper = _hyperparameters(raw, theta, pooled)
     signal = SIGNALS[spec.signal]
@@ -93,7 +101,7 @@ def _hyperparameters(raw: Arrays, theta: np.ndarray, pooled: bool) -> Arrays:
             "mu": theta[:, :, 0], "sd": empty, "correlation": empty, "sigma": raw["sigma"],
             "S0_roi": np.full(shape, S0_MEAN), "S0_sd": np.full(shape, S0_MEAN_SD),
         }  # fmt: skip
-    r10, r20, r21 = np.moveaxis(2 * raw["unit_partial"] - 1, -1, 0)
+    r10, r20, r21 = np.moveaxis(raw["partial"], -1, 0)
     correlation = np.stack([r10, r20, r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))], axis=-1)
     return {"correlation": correlation, **{k: raw[k] for k in ("mu", "sd", "sigma", "S0_roi", "S0_sd")}}
 

@@ -1,86 +1,17 @@
-"""The hierarchical model of one region: the specification, and the only place that builds a `pm.Model`."""
+"""The hierarchical model of one region: the only place that builds a `pm.Model`."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import pymc as pm
 import pytensor.tensor as pt
-import xarray as xr
 from pymc.logprob.transforms import Transform
 
-from ivimbayes.errors import InputError
-from ivimbayes.least_squares import Population
 from ivimbayes.noise import NOISES
-from ivimbayes.priors import TissuePrior, tissue_prior
 from ivimbayes.signals import SIGNALS
-
-POPULATIONS = ("normal", "student_t")
-PAIRS = ((0, 1), (0, 2), (1, 2))
-S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE = 1.0, 0.5, 0.5, 0.2  # of a region scaled to a median S0 near 1
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What is fitted to a region.
-
-    Attributes
-    ----------
-    signal : str
-        A name in `SIGNALS`.
-    noise : str
-        A name in `NOISES`.
-    population : {"normal", "student_t"}
-        Distribution of the voxels around the region. Student-t shrinks voxels that differ from the rest,
-        such as a lesion's, less.
-    nu : float
-        Degrees of freedom of the Student-t population, above 2.
-    eta : float
-        Shape of the LKJ prior of the correlations between voxel parameters; 1 is uniform.
-    prior : TissuePrior
-        Prior of the region.
-
-    Examples
-    --------
-    >>> spec = ModelSpec(population="student_t")
-    >>> ModelSpec.from_json(spec.to_json()) == spec
-    True
-    """
-
-    signal: str = "biexponential"
-    noise: str = "gaussian"
-    population: str = "normal"
-    nu: float = 4.0
-    eta: float = 2.0
-    prior: TissuePrior = field(default_factory=lambda: tissue_prior("generic"))
-
-    def __post_init__(self) -> None:
-        for name, accepted in (("signal", SIGNALS), ("noise", NOISES), ("population", POPULATIONS)):
-            if getattr(self, name) not in accepted:
-                raise InputError(f"{name} {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
-        if not self.nu > 2:
-            raise InputError(f"nu {self.nu:g}; the Student-t population needs more than 2")
-        if not self.eta > 0:
-            raise InputError(f"eta {self.eta:g}; the LKJ prior needs more than 0")
-
-    def with_prior(self, prior: TissuePrior) -> "ModelSpec":
-        """Return the same model with another prior."""
-        return replace(self, prior=prior)
-
-    def to_json(self) -> str:
-        """JSON text, without loss."""
-        return json.dumps(
-            {**{f.name: getattr(self, f.name) for f in fields(self)}, "prior": self.prior.to_dict()}
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> "ModelSpec":
-        """Inverse of `to_json`."""
-        plain = json.loads(text)
-        return cls(**{**plain, "prior": TissuePrior.from_dict(plain["prior"])})
+from ivimbayes.spec import PAIRS, S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, beta_shapes
 
 
 def correlation_cholesky(partial: Any, sqrt: Callable[[Any], Any] = np.sqrt) -> list[list[Any]]:
@@ -94,11 +25,6 @@ def correlation_cholesky(partial: Any, sqrt: Callable[[Any], Any] = np.sqrt) -> 
     c10, c20, c21 = sqrt(1 - r10**2), sqrt(1 - r20**2), sqrt(1 - r21**2)
     zero, one = 0 * r10, 1 + 0 * r10
     return [[one, zero, zero], [r10, c10, zero], [r20, r21 * c20, c21 * c20]]
-
-
-def beta_shapes(eta: float) -> np.ndarray:
-    """Beta shape of each partial correlation under LKJ(eta), in the order of `PAIRS`."""
-    return np.array([eta + 0.5, eta + 0.5, eta])
 
 
 def _solve_lower(L: Any, d: list[Any]) -> list[Any]:
@@ -151,7 +77,7 @@ class Informed(Transform):
 
     @staticmethod
     def _factor(inputs: Any) -> tuple[Any, list[Any]]:
-        mu, L, Lambda, eta = inputs[-5:-1]
+        mu, L, Lambda, eta = inputs[-4:]
         rows = [[L[..., i, j] for j in range(i + 1)] for i in range(3)]
         S = _inverse_gram(rows)
         A = [[Lambda[..., i, j] + S[i][j] for j in range(i + 1)] for i in range(3)]
@@ -179,23 +105,21 @@ class Informed(Transform):
 
 
 def _population(population: str, nu: float) -> tuple[Any, Any]:
-    """Log-density and sampler of theta given the region; voxels that only pad the data stay normal."""
+    """Log-density and sampler of theta given the region."""
     heavy = population == "student_t"
     constant = math.lgamma((nu + 3) / 2) - math.lgamma(nu / 2) - 1.5 * math.log(nu * math.pi)
 
-    def logp(theta: Any, mu: Any, L: Any, Lambda: Any, eta: Any, present: Any) -> Any:
+    def logp(theta: Any, mu: Any, L: Any, Lambda: Any, eta: Any) -> Any:
         rows = [[L[..., i, j] for j in range(i + 1)] for i in range(3)]
         u = _solve_lower(rows, [theta[..., i] - mu[..., i] for i in range(3)])
         q = u[0] ** 2 + u[1] ** 2 + u[2] ** 2
         density = -0.5 * q - 1.5 * np.log(2 * np.pi)
         if heavy:
-            density = pt.switch(present > 0, constant - 0.5 * (nu + 3) * pt.log1p(q / nu), density)
+            density = constant - 0.5 * (nu + 3) * pt.log1p(q / nu)
         return density - pt.log(rows[0][0]) - pt.log(rows[1][1]) - pt.log(rows[2][2])
 
-    def random(
-        mu: Any, L: Any, Lambda: Any, eta: Any, present: Any, rng: np.random.Generator, size: Any
-    ) -> np.ndarray:
-        shape = np.shape(present) if size is None else tuple(np.atleast_1d(size))
+    def random(mu: Any, L: Any, Lambda: Any, eta: Any, rng: np.random.Generator, size: Any) -> np.ndarray:
+        shape = np.shape(eta)[:-1] if size is None else tuple(np.atleast_1d(size))
         z = rng.standard_normal((*shape, 3))
         if heavy:
             z = z / np.sqrt(rng.chisquare(nu, (*shape, 1)) / nu)
@@ -208,8 +132,8 @@ def _signal(noise: str) -> tuple[Any, Any]:
     """Log-density and sampler of a voxel's measurements with S0 integrated out."""
     model = NOISES[noise]
 
-    def logp(y: Any, g: Any, sigma: Any, mean: Any, sd: Any, averages: Any, present: Any) -> Any:
-        return present * model.logp(y, g, sigma, mean, sd, averages, log=pt.log)
+    def logp(y: Any, g: Any, sigma: Any, mean: Any, sd: Any, averages: Any) -> Any:
+        return model.logp(y, g, sigma, mean, sd, averages, log=pt.log)
 
     def random(
         g: Any,
@@ -217,58 +141,14 @@ def _signal(noise: str) -> tuple[Any, Any]:
         mean: Any,
         sd: Any,
         averages: Any,
-        present: Any,
         rng: np.random.Generator,
         size: Any,
     ) -> np.ndarray:
-        shape = (
-            np.broadcast_shapes(np.shape(g)[:-1], np.shape(present))
-            if size is None
-            else tuple(np.atleast_1d(size))
-        )
+        shape = np.shape(g)[:-1] if size is None else tuple(np.atleast_1d(size))
         S0 = mean + sd * rng.standard_normal(shape)
         return model.draw_signal(rng, g, S0, np.broadcast_to(sigma, shape), averages)
 
     return logp, random
-
-
-def model_data(
-    voxels: xr.Dataset, spec: ModelSpec, population: Population, scale: float, size: int | None = None
-) -> dict[str, np.ndarray]:
-    """Arrays of one region, padded to `size` voxels, that a built or compiled model takes.
-
-    Parameters
-    ----------
-    voxels : Dataset
-        From `choose_voxels`: ``signal`` and ``averages`` (voxel, measurement), ``b`` (measurement).
-    spec : ModelSpec
-        Model with the region's prior.
-    population : Population
-        Where the likelihood of each voxel is approximated; changes the sampling space, not the model.
-    scale : float
-        Signals are divided by this.
-    size : int, optional
-        Number of voxels to pad to.
-    """
-    signal, averages = voxels["signal"].values / scale, voxels["averages"].values
-    V = len(signal)
-    pad = (V if size is None else size) - V
-
-    def padded(values: np.ndarray, fill: float) -> np.ndarray:
-        return np.concatenate([values, np.full((pad, *values.shape[1:]), fill)])
-
-    return {
-        "b": voxels["b"].values,
-        "observed": padded(signal, 1.0),
-        "averages": padded(averages, 1.0),
-        "present": padded(np.ones(V), 0.0),
-        "Lambda": padded(population.precision, 0.0),
-        "eta": padded(population.shift, 0.0),
-        "centre": spec.prior.theta_centre,
-        "width": spec.prior.theta_width,
-        "spread": spec.prior.theta_spread,
-        "sigma_scale": np.array(SIGMA_SCALE * np.sqrt(np.median(averages))),
-    }
 
 
 def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "voxel") -> pm.Model:
@@ -321,8 +201,8 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             S0_mean, S0_sd = pt.constant(S0_MEAN), pt.constant(S0_MEAN_SD)
         sigma = pm.HalfNormal("sigma", d["sigma_scale"])
         theta = pm.CustomDist(
-            "theta", mu, L, d["Lambda"], d["eta"], d["present"],
-            logp=population_logp, random=population_random, signature="(p),(p,q),(p,q),(p),()->(p)",
+            "theta", mu, L, d["Lambda"], d["eta"],
+            logp=population_logp, random=population_random, signature="(p),(p,q),(p,q),(p)->(p)",
             dims=("voxel", "parameter"), default_transform=Informed(),
         )  # fmt: skip
         values = signal.values(*(theta[:, i] for i in range(3)), exp=pt.exp)
@@ -330,8 +210,8 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             pm.Deterministic(name, value, dims="voxel")
         curve = signal.curve(d["b"], *(value[:, None] for value in values), exp=pt.exp)
         pm.CustomDist(
-            "signal", curve, sigma, S0_mean, S0_sd, d["averages"], d["present"],
-            logp=signal_logp, random=signal_random, signature="(k),(),(),(),(k),()->(k)",
+            "signal", curve, sigma, S0_mean, S0_sd, d["averages"],
+            logp=signal_logp, random=signal_random, signature="(k),(),(),(),(k)->(k)",
             observed=d["observed"], dims=("voxel", "measurement"),
         )  # fmt: skip
     return model

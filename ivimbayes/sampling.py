@@ -1,4 +1,4 @@
-"""Fit: choose voxels, build, sample by NUTS, collect. Each region is a fit of its own, compiled once."""
+"""Fit: choose voxels, sample by NUTS, collect. Each region is a fit of its own."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,24 @@ from typing import Any
 import numpy as np
 import nutpie
 import xarray as xr
+from nutpie.compile_pymc import CompiledPyMCModel
 
 from ivimbayes.collect import collect_region, join_regions
 from ivimbayes.convergence import measure_chains
+from ivimbayes.density import callbacks, coordinates, pack_region
 from ivimbayes.errors import InputError
 from ivimbayes.least_squares import Population, population_mode
-from ivimbayes.model import ModelSpec, build_model, model_data
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors
 from ivimbayes.progress import FitProgress
+from ivimbayes.spec import ModelSpec, model_data
 from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.9
 RETRY_ACCEPT, RETRY_FACTOR = 0.98, 6
-SIZE_STEP = 20
 POLL_SECONDS = 0.2
 STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
 START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
-SAMPLED = {
-    "voxel": ["mu", "sd", "unit_partial", "S0_roi", "S0_sd", "sigma", "theta"],
-    "mean": ["sigma", "theta"],
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class RegionTask:
     spec: ModelSpec
     scale: float
     starts: tuple[Population, ...]
-    data: Mapping[str, np.ndarray]
+    block: np.ndarray
 
     @property
     def level(self) -> str:
@@ -158,7 +154,9 @@ def fit(
         "spec": spec.to_json(),
         "priors": json.dumps({name: prior.to_dict() for name, prior in assigned.items()}),
         "settings": json.dumps(dataclasses.asdict(settings)),
-        "versions": json.dumps({p: version(p) for p in ("ivimbayes", "pymc", "nutpie", "arviz", "numpy")}),
+        "versions": json.dumps(
+            {p: version(p) for p in ("ivimbayes", "pymc", "nutpie", "arviz", "numpy", "numba")}
+        ),
         "inputs": scan.attrs.get("inputs", "{}"),
         "source": scan.attrs.get("source", ""),
         "seed": seed,
@@ -169,19 +167,15 @@ def fit(
 def _prepare(
     chosen: Mapping[str, xr.Dataset], spec: ModelSpec, priors: Mapping[str, TissuePrior], bars: FitProgress
 ) -> list[RegionTask]:
-    """Find the modes each region starts from, and pad all pooled regions to one size."""
-    largest = max((v.sizes["voxel"] for v in chosen.values() if v.attrs["level"] == "voxel"), default=1)
-    size = -(-largest // SIZE_STEP) * SIZE_STEP
+    """Find the modes that each region starts from, around the best of which its sampling space is laid."""
     tasks = []
     for name, voxels in chosen.items():
         bars.stage(name, "starting points")
         mine = spec.with_prior(priors[name])
         scale = float(np.median(voxels["signal"].values.max(axis=1)))
         starts = _starts(voxels, mine, scale)
-        padded = size if voxels.attrs["level"] == "voxel" else 1
-        tasks.append(
-            RegionTask(name, voxels, mine, scale, starts, model_data(voxels, mine, starts[0], scale, padded))
-        )
+        block = pack_region(model_data(voxels, mine, starts[0], scale), mine, voxels.attrs["level"])
+        tasks.append(RegionTask(name, voxels, mine, scale, starts, block))
     return tasks
 
 
@@ -210,29 +204,27 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     return tuple(mode for mode in refined if mode.log_evidence > refined[0].log_evidence - START_EVIDENCE)
 
 
-@lru_cache(maxsize=4)
-def _compile(structure: str, level: str, size: int, measurements: int) -> Any:
-    """Compile the model of one structure, once a process; only its data change between regions."""
-    spec = ModelSpec.from_json(structure)
-    curve = xr.Dataset(
-        {
-            "signal": (("voxel", "measurement"), np.ones((size, measurements))),
-            "averages": (("voxel", "measurement"), np.ones((size, measurements))),
-        },
-        coords={"b": ("measurement", np.arange(measurements, dtype=float))},
+def sampler_model(block: np.ndarray, start: np.ndarray) -> CompiledPyMCModel:
+    """Wrap a region's density for nutpie, with a starting point; its one variable is ``x``."""
+    n = coordinates(block)
+    density, copy = callbacks()
+    return CompiledPyMCModel(
+        dims={},
+        compiled_logp_func=density,
+        compiled_expand_func=copy,
+        initial_point_func=lambda _: start,
+        shared_data={},
+        shared_var_keys={},
+        user_data=block,
+        n_expanded=n,
+        shape_info=(["x"], [slice(0, n)], [(n,)]),
+        logp_func=None,
+        expand_func=None,
+        reparameterized_names=[],
+        _n_dim=n,
+        _shapes={"x": (n,)},
+        _coords={},
     )
-    empty = np.zeros((size, 3))
-    blank = Population(np.zeros(3), np.eye(3), 1.0, empty, np.zeros((size, 3, 3)), empty, np.ones(size), 0.0)
-    model = build_model(model_data(curve, spec, blank, 1.0), spec, level)
-    return nutpie.compile_pymc_model(model, backend="numba", var_names=SAMPLED[level])
-
-
-def compiled_for(task: RegionTask) -> Any:
-    """Compiled model with the region's data in it."""
-    structure = task.spec.with_prior(ModelSpec().prior).to_json()
-    compiled = _compile(structure, task.level, *task.data["observed"].shape)
-    known = {variable.name for variable in compiled.shared_var_keys}
-    return compiled.with_data(**{name: value for name, value in task.data.items() if name in known})
 
 
 def _sample_all(
@@ -250,6 +242,8 @@ def _sample_all(
         pending: dict[Future[Any], tuple[RegionTask, int, int]] = {}
         parts: dict[tuple[str, int], dict[int, Any]] = {}
         keys = {task.name: _key(task, settings) for task in tasks}
+        bars.stage(tasks[0].name, "compiling, once on a machine")
+        callbacks()
         for task in tasks:
             if (kept := _kept(checkpoint, task, keys[task.name])) is not None:
                 results[task.name] = kept
@@ -266,7 +260,9 @@ def _sample_all(
                 continue
             drawn = [chains[c] for c in range(settings.chains)]
             bars.stage(task.name, "collecting")
-            tree = collect_region(task.voxels, task.spec, task.scale, drawn, settings.seed, settings.draws)
+            tree = collect_region(
+                task.voxels, task.spec, task.scale, task.block, drawn, settings.seed, settings.draws
+            )
             measured = measure_chains(tree["posterior"].to_dataset(), tree["constant_data"].to_dataset())
             if settings.retry and attempt == 1 and not measured.good:
                 bars.stage(task.name, "once more, longer")
@@ -292,9 +288,9 @@ class _Running:
     def __init__(self) -> None:
         self.stopped = threading.Event()
 
-    def run(self, compiled: Any, **options: Any) -> xr.DataTree:
+    def run(self, model: CompiledPyMCModel, **options: Any) -> xr.DataTree:
         """Sample one chain, polling, since a sampler cannot be ended while another thread waits for it."""
-        sampler = nutpie.sample(compiled, blocking=False, progress_bar=False, save_warmup=False, **options)
+        sampler = nutpie.sample(model, blocking=False, progress_bar=False, save_warmup=False, **options)
         while not self.stopped.is_set():
             with suppress(TimeoutError):
                 return sampler.wait(timeout=POLL_SECONDS)
@@ -315,16 +311,15 @@ def _submit(
     bars: FitProgress,
     pending: dict[Future[Any], tuple[RegionTask, int, int]],
 ) -> None:
-    compiled = compiled_for(task)
     factor = 1 if attempt == 1 else RETRY_FACTOR
     bars.begin(task.name, settings.chains * factor * (settings.draws + settings.tune))
     label = int(task.voxels.attrs["label"])
     for chain in range(settings.chains):
         seed = np.random.SeedSequence([settings.seed, label, chain, attempt])
-        start = _start_point(compiled, task, chain, np.random.default_rng(seed))
+        start = _start_point(task, chain, np.random.default_rng(seed))
         future = pool.submit(
             running.run,
-            dataclasses.replace(compiled, initial_point_func=lambda _, start=start: start),
+            sampler_model(task.block, start),
             chains=1,
             cores=1,
             draws=settings.draws * factor,
@@ -338,36 +333,35 @@ def _submit(
         pending[future] = (task, chain, attempt)
 
 
-def _start_point(compiled: Any, task: RegionTask, chain: int, rng: np.random.Generator) -> np.ndarray:
+def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.ndarray:
     """Unconstrained starting point of a chain, near one of the region's modes."""
-    mode = task.starts[chain % len(task.starts)]
-    size = len(task.data["observed"])
+    mode, best = task.starts[chain % len(task.starts)], task.starts[0]
     sd = np.sqrt(np.diag(mode.covariance))
-    z = 0.5 * rng.standard_normal((size, 3))
+    z = 0.5 * rng.standard_normal(mode.theta.shape)
+    ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
     if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
         precision = np.linalg.inv(mode.covariance)
-        A = precision + task.data["Lambda"][0]
-        centre = np.linalg.solve(A, precision @ mode.mean + task.data["eta"][0])
+        A = precision + best.precision[0]
+        centre = np.linalg.solve(A, precision @ mode.mean + best.shift[0])
         z = z + np.linalg.cholesky(A).T @ (mode.location - centre)
-    values = {
-        "mu": mode.mean + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(3),
-        "sd_log__": np.log(sd) + 0.3 * rng.standard_normal(3),
-        "unit_partial_logodds__": 0.3 * rng.standard_normal(3),
-        "S0_roi": np.mean(mode.S0),
-        "S0_sd_log__": np.log(np.std(mode.S0) + 0.02),
-        "sigma_log__": np.log(mode.sigma) + 0.1 * rng.standard_normal(),
-        "theta_informed__": z,
-    }
-    return np.concatenate([np.ravel(values[name]) for name in compiled.shape_info[0] if name in values])
+        return np.concatenate([[ln_sigma], z.ravel()])
+    return np.concatenate(
+        [
+            mode.mean + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(len(sd)),
+            np.log(sd) + 0.3 * rng.standard_normal(len(sd)),
+            0.3 * rng.standard_normal(len(sd) * (len(sd) - 1) // 2),
+            [np.mean(mode.S0), np.log(np.std(mode.S0) + 0.02), ln_sigma],
+            z.ravel(),
+        ]
+    )
 
 
 def _key(task: RegionTask, settings: Settings) -> str:
     """Digest of everything a region's draws depend on."""
     digest = hashlib.sha256(task.spec.to_json().encode())
     digest.update(json.dumps(dataclasses.asdict(settings)).encode())
-    digest.update(json.dumps([version(p) for p in ("ivimbayes", "pymc", "nutpie", "numpy")]).encode())
-    for name in sorted(task.data):
-        digest.update(np.ascontiguousarray(task.data[name]).tobytes())
+    digest.update(json.dumps([version(p) for p in ("ivimbayes", "nutpie", "numpy", "numba")]).encode())
+    digest.update(task.block.tobytes())
     digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
     return digest.hexdigest()
 

@@ -13,8 +13,8 @@ import pytest
 import xarray as xr
 
 from ivimbayes import fit, simulate
-from ivimbayes.model import ModelSpec
 from ivimbayes.priors import TissuePrior, tissue_prior
+from ivimbayes.spec import ModelSpec
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 REGIONS, VOXELS = 200, 20

@@ -1,0 +1,112 @@
+"""What is fitted to a region: the specification of the model, and its data as arrays."""
+
+import json
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+import xarray as xr
+
+from ivimbayes.errors import InputError
+from ivimbayes.least_squares import Population
+from ivimbayes.noise import NOISES
+from ivimbayes.priors import TissuePrior, tissue_prior
+from ivimbayes.signals import SIGNALS
+
+POPULATIONS = ("normal", "student_t")
+PAIRS = ((0, 1), (0, 2), (1, 2))
+S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE = 1.0, 0.5, 0.5, 0.2  # of a region scaled to a median S0 near 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is fitted to a region.
+
+    Attributes
+    ----------
+    signal : str
+        A name in `SIGNALS`.
+    noise : str
+        A name in `NOISES`.
+    population : {"normal", "student_t"}
+        Distribution of the voxels around the region. Student-t shrinks voxels that differ from the rest,
+        such as a lesion's, less.
+    nu : float
+        Degrees of freedom of the Student-t population, above 2.
+    eta : float
+        Shape of the LKJ prior of the correlations between voxel parameters; 1 is uniform.
+    prior : TissuePrior
+        Prior of the region.
+
+    Examples
+    --------
+    >>> spec = ModelSpec(population="student_t")
+    >>> ModelSpec.from_json(spec.to_json()) == spec
+    True
+    """
+
+    signal: str = "biexponential"
+    noise: str = "gaussian"
+    population: str = "normal"
+    nu: float = 4.0
+    eta: float = 2.0
+    prior: TissuePrior = field(default_factory=lambda: tissue_prior("generic"))
+
+    def __post_init__(self) -> None:
+        for name, accepted in (("signal", SIGNALS), ("noise", NOISES), ("population", POPULATIONS)):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"{name} {getattr(self, name)!r}; accepted are {', '.join(accepted)}")
+        if not self.nu > 2:
+            raise InputError(f"nu {self.nu:g}; the Student-t population needs more than 2")
+        if not self.eta > 0:
+            raise InputError(f"eta {self.eta:g}; the LKJ prior needs more than 0")
+
+    def with_prior(self, prior: TissuePrior) -> "ModelSpec":
+        """Return the same model with another prior."""
+        return replace(self, prior=prior)
+
+    def to_json(self) -> str:
+        """JSON text, without loss."""
+        return json.dumps(
+            {**{f.name: getattr(self, f.name) for f in fields(self)}, "prior": self.prior.to_dict()}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelSpec":
+        """Inverse of `to_json`."""
+        plain = json.loads(text)
+        return cls(**{**plain, "prior": TissuePrior.from_dict(plain["prior"])})
+
+
+def beta_shapes(eta: float) -> np.ndarray:
+    """Beta shape of each partial correlation under LKJ(eta), in the order of `PAIRS`."""
+    return np.array([eta + 0.5, eta + 0.5, eta])
+
+
+def model_data(
+    voxels: xr.Dataset, spec: ModelSpec, population: Population, scale: float
+) -> dict[str, np.ndarray]:
+    """Arrays of one region that its model takes.
+
+    Parameters
+    ----------
+    voxels : Dataset
+        From `choose_voxels`: ``signal`` and ``averages`` (voxel, measurement), ``b`` (measurement).
+    spec : ModelSpec
+        Model with the region's prior.
+    population : Population
+        Where the likelihood of each voxel is approximated; changes the sampling space, not the model.
+    scale : float
+        Signals are divided by this.
+    """
+    averages = voxels["averages"].values
+    return {
+        "b": voxels["b"].values,
+        "observed": voxels["signal"].values / scale,
+        "averages": averages,
+        "Lambda": population.precision,
+        "eta": population.shift,
+        "centre": spec.prior.theta_centre,
+        "width": spec.prior.theta_width,
+        "spread": spec.prior.theta_spread,
+        "sigma_scale": np.array(SIGMA_SCALE * np.sqrt(np.median(averages))),
+    }
