@@ -66,7 +66,10 @@ def collect_region(
     hyper = _hyperparameters(raw, theta, pooled)
     signal = SIGNALS[spec.signal]
     values = dict(zip(signal.parameters, signal.values(*np.moveaxis(theta, -1, 0)), strict=True))
-    S0, log_likelihood, predictive, kept = _from_draws(voxels, spec, scale, values, hyper, rng)
+    S0 = raw["S0_mean"] + raw["S0_scale"] * rng.standard_normal(raw["S0_mean"].shape)
+    averages = 0.5 * np.log(voxels["averages"].values).sum(axis=1)
+    log_likelihood = raw["log_likelihood"] + averages - voxels.sizes["measurement"] * np.log(scale)
+    predictive, kept = _predictive(voxels, spec, values, S0, hyper["sigma"], rng)
     for name in ("sigma", "S0_roi", "S0_sd"):
         hyper[name] = hyper[name] * scale
     region = dict(
@@ -75,8 +78,8 @@ def collect_region(
     prior, prior_predictive = _prior(voxels, spec, scale, pooled, rng)
     chain_draw, coords = ("chain", "draw"), _coords(voxels, spec)
     chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(theta.shape[1])}
-    fitted = {k: shorten(v) for k, v in {**values, "S0": S0}.items()} | region | hyper
-    predicted, foreseen = {"signal": shorten(predictive)}, {"signal": shorten(prior_predictive)}
+    fitted = {k: shorten(v) for k, v in {**values, "S0": scale * S0}.items()} | region | hyper
+    predicted, foreseen = {"signal": shorten(scale * predictive)}, {"signal": shorten(prior_predictive)}
     few = chain_coords | {"draw": kept}
     one, prior_few = ({"chain": [0], "draw": np.arange(n)} for n in (PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS))
     groups = {
@@ -98,30 +101,29 @@ def _hyperparameters(raw: Arrays, theta: np.ndarray, pooled: bool) -> Arrays:
     if not pooled:
         empty = np.full((*shape, 3), np.nan)
         return {
-            "mu": theta[:, :, 0], "sd": empty, "correlation": empty, "sigma": raw["sigma"],
-            "S0_roi": np.full(shape, S0_MEAN), "S0_sd": np.full(shape, S0_MEAN_SD),
+            "mu": theta[:, :, 0], "sd": empty, "correlation": empty,
+            **{k: raw[k] for k in ("sigma", "S0_roi", "S0_sd")},
         }  # fmt: skip
     r10, r20, r21 = np.moveaxis(raw["partial"], -1, 0)
     correlation = np.stack([r10, r20, r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))], axis=-1)
     return {"correlation": correlation, **{k: raw[k] for k in ("mu", "sd", "sigma", "S0_roi", "S0_sd")}}
 
 
-def _from_draws(
-    voxels: xr.Dataset, spec: ModelSpec, scale: float, values: Arrays, hyper: Arrays, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """S0 and log-likelihood of every draw, predictive signals of a few, in signal units; chain by chain."""
-    noise, signal = NOISES[spec.noise], SIGNALS[spec.signal]
-    y, n, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
-    chains, draws = hyper["sigma"].shape
+def _predictive(
+    voxels: xr.Dataset,
+    spec: ModelSpec,
+    values: Arrays,
+    S0: np.ndarray,
+    sigma: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Repeat the measurement at a few evenly spaced draws: signals (chain, draw, voxel, b), and which."""
+    signal, chains, draws = SIGNALS[spec.signal], *sigma.shape
     kept = np.linspace(0, draws - 1, min(draws, -(-PREDICTIVE_DRAWS // chains))).astype(int)
-    S0, logp, predictive = [], [], []
-    for c in range(chains):
-        curve = signal.curve(b, *(values[name][c][..., None] for name in signal.parameters))
-        sigma, mean, sd = (hyper[name][c][:, None] for name in ("sigma", "S0_roi", "S0_sd"))
-        S0.append(noise.draw_S0(rng, y, curve, sigma, mean, sd, n))
-        logp.append(noise.logp(y, curve, sigma, mean, sd, n) - len(b) * np.log(scale))
-        predictive.append(noise.draw_signal(rng, curve[kept], S0[c][kept], sigma[kept], n))
-    return scale * np.stack(S0), np.stack(logp), scale * np.stack(predictive), kept
+    curve = signal.curve(voxels["b"].values, *(values[n][:, kept, :, None] for n in signal.parameters))
+    noise = NOISES[spec.noise]
+    drawn = noise.draw_signal(rng, curve, S0[:, kept], sigma[:, kept, None], voxels["averages"].values)
+    return drawn, kept
 
 
 def _prior(

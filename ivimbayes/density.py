@@ -21,6 +21,7 @@ LANES = 128  # at most; a multiple of 4
 LOG2_E = 1 / math.log(2)
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # Cody and Waite (1980)
 EXP_RANGE = 708.0
+LN_2PI = math.log(2 * math.pi)
 TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
 ROUND = 1.5 * 2.0**52
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -713,41 +714,68 @@ def log_density(x, gradient, block):
 
 
 @_jit
-def _theta(x, block):
-    """Theta (draw, voxel, parameter) at the coordinates (draw, coordinate)."""
+def _of_draws(x, block):
+    """Give theta (draw, voxel, parameter); log-likelihood, mean and precision of S0, each (draw, voxel)."""
     region = _unpack(block)
-    P, V, lanes = region.centre.size, region.voxels, region.present.shape[1]
-    out = np.empty((x.shape[0], V, P))
-    F, inverse = np.empty((P, P, lanes)), np.empty((P, lanes))
-    a, u, theta = np.empty((P, lanes)), np.empty((P, lanes)), np.empty((P, lanes))
+    P, M, V, lanes = region.centre.size, region.b.size, region.voxels, region.present.shape[1]
+    out, by_voxel = np.empty((x.shape[0], V, P)), np.empty((3, x.shape[0], V))
+    F, triples = np.empty((P, P, lanes)), np.empty((4, P, lanes))
+    inverse, a, u, theta = triples[0], triples[1], triples[2], triples[3]
+    rows = max(3, 2 * region.steps.size)
+    exponent, power, bits = (
+        np.empty((rows, lanes)),
+        np.empty((rows, lanes)),
+        np.empty((rows, lanes), np.int64),
+    )
+    curves, value, work, bars = (
+        np.empty((4, M, lanes)),
+        np.empty((3, lanes)),
+        np.empty((4, lanes)),
+        np.zeros((4, lanes)),
+    )
     for n in range(x.shape[0]):
-        mu, sd, r, _, first = _hyperparameters(x[n], region)
+        mu, sd, r, three, first = _hyperparameters(x[n], region)
+        S0_variance, variance = three[1] ** 2, three[2] ** 2
         C = _partial_cholesky(r, P)
         for i in range(P):
             for j in range(P):
                 C[i, j] *= sd[i]
         S = _inverse_gram(C)
         shift = _product(S, mu.reshape((P, 1)))[:, 0]
-        for block_index in range(region.signal.shape[0]):
-            start = block_index * lanes
+        fixed = (region.measurements - 1) * math.log(variance) + region.measurements * LN_2PI
+        for index in range(region.signal.shape[0]):
+            start = index * lanes
             count = min(lanes, V - start)
-            _cholesky(S, region.precision[block_index], F, inverse)
+            _cholesky(S, region.precision[index], F, inverse)
             for i in range(P):
                 for w in range(lanes):
-                    a[i, w] = shift[i] + region.shift[block_index, i, w]
+                    a[i, w] = shift[i] + region.shift[index, i, w]
             _solve_lower(F, inverse, a, u)
             for w in range(count):
                 for i in range(P):
                     u[i, w] += x[n, first + (start + w) * P + i]
             _solve_upper(F, inverse, u, theta)
+            _biexponential(
+                theta, region.root[index], region.step, region.steps, region.left, region.right, value,
+                curves[0], curves[1], curves[2], exponent, power, bits,
+            )  # fmt: skip
+            _gaussian(
+                region.signal[index], region.within[index], region.present[index], region.measurements,
+                curves[2], three[0], variance, S0_variance, work, curves[3], bars,
+            )  # fmt: skip
             for w in range(count):
+                d = work[1, w] - three[0]
+                square = work[2, w] / variance + d * d / S0_variance
+                by_voxel[0, n, start + w] = -0.5 * (square + fixed - math.log(work[3, w]))
+                by_voxel[1, n, start + w] = work[1, w]
+                by_voxel[2, n, start + w] = 1.0 / S0_variance + work[0, w] / variance
                 for i in range(P):
                     out[n, start + w, i] = theta[i, w]
-    return out
+    return out, by_voxel
 
 
 def split_draws(x: Array, block: Array) -> dict[str, Array]:
-    """Model variables at unconstrained coordinates.
+    """Model variables at unconstrained coordinates, and what follows from them for each voxel.
 
     Parameters
     ----------
@@ -759,14 +787,21 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     Returns
     -------
     dict of str to ndarray
-        ``theta`` (..., voxel, parameter) and ``sigma`` (...); of a population also ``mu``, ``sd``
-        (..., parameter), ``partial`` correlations (..., pair), ``S0_roi`` and ``S0_sd`` (...).
+        ``theta`` (..., voxel, parameter), ``sigma``, ``S0_roi`` and ``S0_sd`` (...); of a population also
+        ``mu``, ``sd`` (..., parameter) and ``partial`` correlations (..., pair). ``log_likelihood``, and the
+        mean ``S0_mean`` and standard deviation ``S0_scale`` of S0 given the rest, all (..., voxel); the
+        log-likelihood lacks half the sum of ln n over the images averaged.
     """
-    P, pooled = int(block[3]), bool(block[6])
-    theta = _theta(x.reshape(-1, x.shape[-1]), block)
-    drawn = {"theta": theta.reshape(*x.shape[:-1], *theta.shape[1:])}
+    P, pooled, lead = int(block[3]), bool(block[6]), x.shape[:-1]
+    theta, by_voxel = _of_draws(np.ascontiguousarray(x.reshape(-1, x.shape[-1])), block)
+    log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)
+    drawn = {
+        "theta": theta.reshape(*lead, *theta.shape[1:]), "log_likelihood": log_likelihood,
+        "S0_mean": mean, "S0_scale": 1 / np.sqrt(precision),
+    }  # fmt: skip
     if not pooled:
-        return drawn | {"sigma": np.exp(x[..., 0])}
+        fixed = {"S0_roi": np.full(lead, S0_MEAN), "S0_sd": np.full(lead, S0_MEAN_SD)}
+        return drawn | fixed | {"sigma": np.exp(x[..., 0])}
     h = 2 * P + P * (P - 1) // 2
     return drawn | {
         "mu": x[..., :P], "sd": np.exp(x[..., P : 2 * P]), "partial": np.tanh(0.5 * x[..., 2 * P : h]),

@@ -29,7 +29,7 @@ from ivimbayes.spec import ModelSpec, model_data
 from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
-DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.9
+DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.8
 RETRY_ACCEPT, RETRY_FACTOR = 0.98, 6
 POLL_SECONDS = 0.2
 STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
