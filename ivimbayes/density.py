@@ -26,7 +26,18 @@ TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
 ROUND = 1.5 * 2.0**52
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-_jit = nb.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})
+
+def _can_keep() -> bool:
+    """Whether numba finds a folder for compiled code: beside this file, or the user's cache."""
+    try:
+        nb.njit(_can_keep, cache=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+KEEP = _can_keep()
+_jit = nb.njit(cache=KEEP, error_model="numpy", nogil=True, fastmath={"contract"})
 
 
 class Region(NamedTuple):
@@ -828,13 +839,13 @@ def _copy_callback(size, expanded, x, out, data):
 def callbacks() -> tuple[Any, Any]:
     """C functions for the sampler, the density's and one that copies coordinates; each has an ``address``.
 
-    Compiled at the first call on a machine; later processes load them.
+    Compiled at the first call on a machine; later processes load them, if they could be kept.
     """
     number = nb.types.CPointer(nb.types.float64)
     size, status, data = nb.types.uint64, nb.types.int64, nb.types.voidptr
     compiled = (
-        nb.cfunc(status(size, number, number, number, data), cache=True)(_density_callback),
-        nb.cfunc(status(size, size, number, number, data), cache=True)(_copy_callback),
+        nb.cfunc(status(size, number, number, number, data), cache=KEEP)(_density_callback),
+        nb.cfunc(status(size, size, number, number, data), cache=KEEP)(_copy_callback),
     )
     return compiled
 

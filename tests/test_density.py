@@ -1,9 +1,12 @@
 """The density by hand is PyMC's, with its gradient; its exponential is numpy's."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from ivimbayes.density import coordinates, exponentials, log_density, pack_region, split_draws
+from ivimbayes.density import callbacks, coordinates, exponentials, log_density, pack_region, split_draws
 from ivimbayes.least_squares import population_mode
 from ivimbayes.model import build_model
 from ivimbayes.sampling import sampler_model
@@ -114,3 +117,35 @@ def test_order_of_the_measurements_does_not_matter() -> None:
     assert log_density(x, slopes[0], pack_region(data, spec)) == pytest.approx(
         log_density(x, slopes[1], pack_region(other, spec)), rel=1e-12
     )
+
+
+def test_regions_of_any_size_and_b_values_share_one_compilation() -> None:
+    for voxels, b in ((7, B), (200, B[:6]), (150, np.linspace(0, 800, 40).tolist())):
+        scan, _ = simulate(b, 30, voxels=voxels, seed=2)
+        chosen = choose_voxels(scan, voxels_per_roi=None)["region-1"]
+        found = population_mode(
+            chosen["signal"].values / 100, chosen["averages"].values, np.array(b, float), ModelSpec().prior
+        )
+        block = pack_region(model_data(chosen, ModelSpec(), found, 100.0), ModelSpec())
+        assert np.isfinite(log_density(np.zeros(coordinates(block)), np.empty(coordinates(block)), block))
+    assert len(log_density.signatures) == 1
+    assert callbacks() is callbacks()
+
+
+def test_compiled_code_is_kept_between_processes() -> None:
+    """A second process loads the density; where there is no folder to keep it in, it is compiled anew."""
+    script = (
+        "import numba.core.caching as c, sys\n"
+        "if len(sys.argv) > 1: c.CacheImpl._locator_classes = c.CacheImpl._locator_classes[:0]\n"
+        "from ivimbayes import density as d\n"
+        "print(d.KEEP, d.callbacks()[0].cache_hits if d.KEEP else '')\n"
+    )
+
+    def run(*words: str) -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    callbacks()
+    assert run() == ["True", "1"]
+    assert run("nowhere") == ["False"]
