@@ -59,35 +59,28 @@ def collect_region(
     rng = np.random.default_rng([seed, int(voxels.attrs["label"]), 1])
     stats = xr.concat([c["sample_stats"].to_dataset() for c in chains], "chain", join="override")
     thin = stats.sizes["draw"] // draws
-    x = np.stack([chain["posterior"].to_dataset()["x"].values[0, thin - 1 :: thin] for chain in chains])
-    raw = split_draws(x, block)
-    theta = raw["theta"]
     pooled = voxels.attrs["level"] == "voxel"
-    hyper = _hyperparameters(raw, theta, pooled)
-    signal = SIGNALS[spec.signal]
-    values = dict(zip(signal.parameters, signal.values(*np.moveaxis(theta, -1, 0)), strict=True))
-    S0 = raw["S0_mean"] + raw["S0_scale"] * rng.standard_normal(raw["S0_mean"].shape)
-    averages = 0.5 * np.log(voxels["averages"].values).sum(axis=1)
-    log_likelihood = raw["log_likelihood"] + averages - voxels.sizes["measurement"] * np.log(scale)
-    predictive, kept = _predictive(voxels, spec, values, S0, hyper["sigma"], rng)
-    for name in ("sigma", "S0_roi", "S0_sd"):
-        hyper[name] = hyper[name] * scale
-    region = dict(
-        zip(REGION_VALUES, SIGNALS[spec.signal].values(*np.moveaxis(hyper["mu"], -1, 0)), strict=True)
+    kept = np.linspace(0, draws - 1, min(draws, -(-PREDICTIVE_DRAWS // len(chains)))).astype(int)
+    parts = []
+    for chain in chains:  # one after another: the draws of many voxels are large
+        x = chain["posterior"].to_dataset()["x"].values[0, thin - 1 :: thin]
+        parts.append(_of_chain(voxels, spec, scale, split_draws(x, block), pooled, kept, rng))
+    by_voxel, log_likelihood, predictive, hyper = (
+        {name: np.stack([part[n][name] for part in parts]) for name in parts[0][n]} for n in range(4)
     )
+    signal = SIGNALS[spec.signal]
+    region = dict(zip(REGION_VALUES, signal.values(*np.moveaxis(hyper["mu"], -1, 0)), strict=True))
     prior, prior_predictive = _prior(voxels, spec, scale, pooled, rng)
     chain_draw, coords = ("chain", "draw"), _coords(voxels, spec)
-    chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(theta.shape[1])}
-    fitted = {k: shorten(v) for k, v in {**values, "S0": scale * S0}.items()} | region | hyper
-    predicted, foreseen = {"signal": shorten(scale * predictive)}, {"signal": shorten(prior_predictive)}
+    chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(draws)}
     few = chain_coords | {"draw": kept}
     one, prior_few = ({"chain": [0], "draw": np.arange(n)} for n in (PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS))
     groups = {
-        "posterior": _dataset(fitted, chain_draw, coords | chain_coords),
+        "posterior": _dataset(by_voxel | region | hyper, chain_draw, coords | chain_coords),
         "prior": _dataset(prior, chain_draw, coords | one),
-        "posterior_predictive": _dataset(predicted, chain_draw, coords | few),
-        "prior_predictive": _dataset(foreseen, chain_draw, coords | prior_few),
-        "log_likelihood": _dataset({"signal": shorten(log_likelihood)}, chain_draw, coords | chain_coords),
+        "posterior_predictive": _dataset(predictive, chain_draw, coords | few),
+        "prior_predictive": _dataset({"signal": shorten(prior_predictive)}, chain_draw, coords | prior_few),
+        "log_likelihood": _dataset(log_likelihood, chain_draw, coords | chain_coords),
         "sample_stats": _stats(stats, thin, chain_coords, coords),
         "observed_data": _dataset({"signal": voxels["signal"].values}, (), coords),
         "constant_data": _constants(voxels, stats, coords),
@@ -95,35 +88,36 @@ def collect_region(
     return xr.DataTree.from_dict(groups)
 
 
-def _hyperparameters(raw: Arrays, theta: np.ndarray, pooled: bool) -> Arrays:
-    """Give the population of each draw in the model's own scale; of a mean curve, its theta and no spread."""
-    shape = theta.shape[:2]
-    if not pooled:
-        empty = np.full((*shape, 3), np.nan)
-        return {
-            "mu": theta[:, :, 0], "sd": empty, "correlation": empty,
-            **{k: raw[k] for k in ("sigma", "S0_roi", "S0_sd")},
-        }  # fmt: skip
-    r10, r20, r21 = np.moveaxis(raw["partial"], -1, 0)
-    correlation = np.stack([r10, r20, r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))], axis=-1)
-    return {"correlation": correlation, **{k: raw[k] for k in ("mu", "sd", "sigma", "S0_roi", "S0_sd")}}
-
-
-def _predictive(
+def _of_chain(
     voxels: xr.Dataset,
     spec: ModelSpec,
-    values: Arrays,
-    S0: np.ndarray,
-    sigma: np.ndarray,
+    scale: float,
+    raw: Arrays,
+    pooled: bool,
+    kept: np.ndarray,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Repeat the measurement at a few evenly spaced draws: signals (chain, draw, voxel, b), and which."""
-    signal, chains, draws = SIGNALS[spec.signal], *sigma.shape
-    kept = np.linspace(0, draws - 1, min(draws, -(-PREDICTIVE_DRAWS // chains))).astype(int)
-    curve = signal.curve(voxels["b"].values, *(values[n][:, kept, :, None] for n in signal.parameters))
-    noise = NOISES[spec.noise]
-    drawn = noise.draw_signal(rng, curve, S0[:, kept], sigma[:, kept, None], voxels["averages"].values)
-    return drawn, kept
+) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+    """Turn one chain into voxel values, log-likelihood, predictive signals at `kept` and hyperparameters.
+
+    In signal units; what has voxels is rounded for storage.
+    """
+    signal, noise, averages = SIGNALS[spec.signal], NOISES[spec.noise], voxels["averages"].values
+    values = dict(zip(signal.parameters, signal.values(*np.moveaxis(raw["theta"], -1, 0)), strict=True))
+    S0 = raw["S0_mean"] + raw["S0_scale"] * rng.standard_normal(raw["S0_mean"].shape)
+    unit = 0.5 * np.log(averages).sum(axis=1) - voxels.sizes["measurement"] * np.log(scale)
+    curve = signal.curve(voxels["b"].values, *(values[n][kept, :, None] for n in signal.parameters))
+    predictive = noise.draw_signal(rng, curve, S0[kept], raw["sigma"][kept, None], averages)
+    by_voxel = {k: shorten(v) for k, v in {**values, "S0": scale * S0}.items()}
+    hyper = {name: scale * raw[name] for name in ("sigma", "S0_roi", "S0_sd")}
+    if pooled:
+        r10, r20, r21 = np.moveaxis(raw["partial"], -1, 0)
+        r12 = r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))
+        hyper |= {"mu": raw["mu"], "sd": raw["sd"], "correlation": np.stack([r10, r20, r12], axis=-1)}
+    else:  # one curve has no spread
+        empty = np.full((len(S0), 3), np.nan)
+        hyper |= {"mu": raw["theta"][:, 0], "sd": empty, "correlation": empty}
+    log_likelihood = {"signal": shorten(raw["log_likelihood"] + unit)}
+    return by_voxel, log_likelihood, {"signal": shorten(scale * predictive)}, hyper
 
 
 def _prior(
