@@ -31,6 +31,7 @@ from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.8
 RETRY_ACCEPT, RETRY_FACTOR = 0.98, 6
+MANY_VOXELS, MANY_DEPTH, DEPTH = 1000, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
 STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
 START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
@@ -314,6 +315,7 @@ def _submit(
     factor = 1 if attempt == 1 else RETRY_FACTOR
     bars.begin(task.name, settings.chains * factor * (settings.draws + settings.tune))
     label = int(task.voxels.attrs["label"])
+    many = attempt == 1 and task.voxels.sizes["voxel"] >= MANY_VOXELS
     for chain in range(settings.chains):
         seed = np.random.SeedSequence([settings.seed, label, chain, attempt])
         start = _start_point(task, chain, np.random.default_rng(seed))
@@ -327,6 +329,7 @@ def _submit(
             target_accept=settings.target_accept
             if attempt == 1
             else max(RETRY_ACCEPT, settings.target_accept),
+            maxdepth=MANY_DEPTH if many else DEPTH,
             seed=int(seed.generate_state(1)[0]),
             progress_callback=bars.callback(task.name, chain),
         )
