@@ -30,7 +30,7 @@ from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.8
-RETRY_ACCEPT, RETRY_FACTOR = 0.98, 6
+RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 1000, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
 STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
@@ -111,8 +111,8 @@ def fit(
     draws, tune, chains, target_accept
         Draws kept and discarded in each chain, chains, and NUTS acceptance.
     retry : bool
-        Sample a region that has not converged once more, with six times the draws (thinned to `draws`) and
-        acceptance 0.98.
+        Sample a region that has not converged once more, with twelve times the draws (fewer for thousands of
+        voxels; thinned to `draws`) and acceptance 0.95.
     seed : int
         The same seed gives the same draws, whatever the number of cores.
     cores : int, optional
@@ -312,7 +312,9 @@ def _submit(
     bars: FitProgress,
     pending: dict[Future[Any], tuple[RegionTask, int, int]],
 ) -> None:
-    factor = 1 if attempt == 1 else RETRY_FACTOR
+    factor, size = 1, 8 * settings.chains * settings.draws * coordinates(task.block)
+    if attempt > 1:
+        factor = max(2, min(RETRY_FACTOR, int(RETRY_BYTES / size)))
     bars.begin(task.name, settings.chains * factor * (settings.draws + settings.tune))
     label = int(task.voxels.attrs["label"])
     many = attempt == 1 and task.voxels.sizes["voxel"] >= MANY_VOXELS

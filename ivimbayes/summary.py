@@ -256,7 +256,8 @@ def _energy(chains: Chains) -> list[Finding]:
     """Judge divergences and energy."""
     findings = []
     if chains.divergences:
-        what = f"{chains.divergences} divergent transitions of {chains.transitions}"
+        plural = "" if chains.divergences == 1 else "s"
+        what = f"{chains.divergences} divergent transition{plural} of {chains.transitions}"
         if chains.divergent <= DIVERGENT:
             findings.append(Finding("note", what, "too few to matter"))
         else:
