@@ -184,32 +184,29 @@ def main() -> None:
         run(scan_of(0), 0)
     table: dict[str, list[list[float]]] = {name: [] for name in runs}
     good, seconds = [], []
-    head = "seed  run       before s  sampling s  total s  worst hyper ESS  /s sampling  /s total  median voxel ESS  /s total"
-    print(head)
+    columns = (
+        "to the first draw, s", "sampling, s", "whole run, s", "worst hyper ESS", "its ESS/s of sampling",
+        "its ESS/s", "median hyper ESS/s", "worst voxel ESS/s", "median voxel ESS/s",
+    )  # fmt: skip
+    print(f"| seed | run | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
     for seed in range(1, options.seeds + 1):
         scan = scan_of(seed)
         for name, run in runs.items():
             posterior, spent = run(scan, seed)
-            worst, voxel = effective(posterior, HYPER).min(), np.median(effective(posterior, VOXEL))
-            row = [worst / spent["sampling"], worst / spent["total"], voxel / spent["total"]]
+            hyper, voxel, total = effective(posterior, HYPER), effective(posterior, VOXEL), spent["total"]
+            row = [
+                spent["before"], spent["sampling"], total, hyper.min(), hyper.min() / spent["sampling"],
+                hyper.min() / total, np.median(hyper) / total, voxel.min() / total, np.median(voxel) / total,
+            ]  # fmt: skip
             table[name].append(row)
-            print(
-                f"{seed:4d}  {name:8s}  {spent['before']:8.1f}  {spent['sampling']:10.1f}  {spent['total']:7.1f}"
-                f"  {worst:15.0f}  {row[0]:11.1f}  {row[1]:8.1f}  {voxel:16.0f}  {row[2]:8.1f}",
-                flush=True,
-            )
+            print(f"| {seed} | {name} | {' | '.join(f'{value:.3g}' for value in row)} |", flush=True)
             if name == "package":
                 good.append(enough(posterior))
-                seconds.append(spent["total"])
+                seconds.append(total)
     ours, theirs = (np.median(table[name], axis=0) for name in runs)
-    labels = (
-        "worst hyperparameter ESS per s of sampling",
-        "the same over the whole run",
-        "median voxel ESS over the whole run",
-    )
-    print("\nmedian over seeds, and ratio of the package to the model by hand")
-    for label, a, b in zip(labels, ours, theirs, strict=True):
-        print(f"  {label}: {a:.1f} against {b:.1f}: {a / b:.1f} times")
+    print("\n| median over seeds | package | by hand | ratio |\n|---|---|---|---|")
+    for label, a, b in list(zip(columns, ours, theirs, strict=True))[4:]:
+        print(f"| {label} | {a:.3g} | {b:.3g} | {a / b:.0f} |")
     our_long, _ = run_package(scan_of(1), 2, draws=4000)
     their_long, _ = run_by_hand(scan_of(1), 2, draws=4000, tune=2000, chains=4)
     print(

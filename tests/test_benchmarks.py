@@ -1,0 +1,53 @@
+"""The benchmarks' inputs and the rival's model stay in step with the package; the timing itself is not tested."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ivimbayes import choose_voxels
+from ivimbayes.density import _unpack, coordinates, log_density, split_draws
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import population  # noqa: E402
+import scaling  # noqa: E402
+import settings  # noqa: E402
+
+
+def test_rival_has_the_same_voxels_and_parameters() -> None:
+    scan = population.scan_of(1)
+    chosen = choose_voxels(scan, voxels_per_roi=None)
+    assert [v.sizes["voxel"] for v in chosen.values()] == [population.VOXELS] * 4
+    model = population.by_hand(scan)
+    observed = model.rvs_to_values[model["signal"]].data
+    expected = np.concatenate([v["signal"].values for v in chosen.values()])
+    scale = np.repeat(model.scale, population.VOXELS)[:, None]
+    np.testing.assert_allclose(observed * scale, expected)
+    sizes = sum(v.size for v in model.initial_point().values())
+    assert sizes == 4 * (3 + 6 + 3) + 400 * (3 + 1)
+
+
+def test_alternative_spaces_keep_the_posterior() -> None:
+    """Another approximation moves z, not the density of theta: equal once the jacobian is taken off."""
+    task = settings.prepare(population.scan_of(2), "liver")[0]
+    V, rng = population.VOXELS, np.random.default_rng(1)
+    x = np.zeros(coordinates(task.block))
+    x[:3], x[3:6], x[9:12], x[12:] = task.starts[0].mean, -1, (1, -2, -3), rng.standard_normal(3 * V)
+    inverse = np.eye(3) / np.exp(-1) ** 2
+    theta = split_draws(x, task.block)["theta"]
+    found = []
+    for change in (lambda t: t, lambda t: settings.scaled(t, 0.5), settings.diagonal, settings.at_prior):
+        block = change(task).block
+        region = _unpack.py_func(block)
+        lanes = region.present.shape[1]
+        Lambda = np.moveaxis(region.precision, -1, 1).reshape(-1, 3, 3)[:V]
+        eta = np.moveaxis(region.shift, -1, 1).reshape(-1, 3)[:V]
+        assert lanes >= V
+        A = inverse + Lambda
+        M = np.linalg.solve(A, (inverse @ x[:3] + eta)[..., None])[..., 0]
+        z = np.einsum("vji,vj->vi", np.linalg.cholesky(A), theta - M)
+        at = np.concatenate([x[:12], z.ravel()])
+        np.testing.assert_allclose(split_draws(at, block)["theta"], theta, atol=1e-8)
+        found.append(log_density(at, np.empty_like(at), block) + 0.5 * np.linalg.slogdet(A)[1].sum())
+    np.testing.assert_allclose(found, found[0], rtol=1e-9)
+    assert callable(scaling.worst)
