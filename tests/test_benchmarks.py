@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ivimbayes import choose_voxels
 from ivimbayes.density import _unpack, coordinates, log_density, split_draws
@@ -14,6 +15,7 @@ import scaling  # noqa: E402
 import settings  # noqa: E402
 
 
+@pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 def test_rival_has_the_same_voxels_and_parameters() -> None:
     scan = population.scan_of(1)
     chosen = choose_voxels(scan, voxels_per_roi=None)
