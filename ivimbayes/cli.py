@@ -96,7 +96,7 @@ def fit_command(
     draws: Draws = 1000,
     tune: Tune = 500,
     chains: Chains = 4,
-    target_accept: TargetAccept = 0.8,
+    target_accept: TargetAccept = 0.85,
     seed: Seed = 0,
     retry: Retry = True,
     cores: Cores = None,

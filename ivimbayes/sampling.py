@@ -29,7 +29,7 @@ from ivimbayes.spec import ModelSpec, model_data
 from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
-DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.8
+DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 1000, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
