@@ -22,6 +22,7 @@ LOG2_E = 1 / math.log(2)
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # Cody and Waite (1980)
 EXP_RANGE = 708.0
 LN_2PI = math.log(2 * math.pi)
+B_DIGITS = 6  # b values (s/mm²) that agree to so many decimals are one
 TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
 ROUND = 1.5 * 2.0**52
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -123,7 +124,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
         As in `build_model`.
     """
     V, P = data["eta"].shape
-    b, where = np.unique(data["b"], return_inverse=True)
+    b, where = np.unique(data["b"].round(B_DIGITS), return_inverse=True)
     n = data["averages"]
     into = (where[:, None] == np.arange(len(b))).astype(float)  # measurement to b value
     weight = n @ into
@@ -165,7 +166,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
 
 def _step_table(b: Array) -> tuple[Array, Array]:
     """`step` of `Region`, and `steps`, `left`, `right` in rows, for rising b values."""
-    difference = np.diff(b, prepend=0.0).round(9)
+    difference = np.diff(b, prepend=0.0).round(B_DIGITS)
     steps = [float(d) for d in np.unique(difference) if d > 0]
     sums = {c: next(((a, c - a) for a in steps if a <= c - a and c - a in steps), None) for c in steps}
     order = [c for c in steps if sums[c] is None] + [c for c in steps if sums[c] is not None]

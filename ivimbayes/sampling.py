@@ -111,8 +111,8 @@ def fit(
     draws, tune, chains, target_accept
         Draws kept and discarded in each chain, chains, and NUTS acceptance.
     retry : bool
-        Sample a region that has not converged once more, with twelve times the draws (fewer for thousands of
-        voxels; thinned to `draws`) and acceptance 0.95.
+        Sample a region that has not converged once more, with twelve times the draws (fewer, or not at all,
+        where thousands of voxels would fill the memory; thinned to `draws`) and acceptance 0.95.
     seed : int
         The same seed gives the same draws, whatever the number of cores.
     cores : int, optional
@@ -259,13 +259,16 @@ def _sample_all(
             chains[chain] = future.result()
             if len(chains) < settings.chains:
                 continue
+            del parts[task.name, attempt]
             drawn = [chains[c] for c in range(settings.chains)]
             bars.stage(task.name, "collecting")
             tree = collect_region(
                 task.voxels, task.spec, task.scale, task.block, drawn, settings.seed, settings.draws
             )
+            chains.clear()
+            drawn.clear()
             measured = measure_chains(tree["posterior"].to_dataset(), tree["constant_data"].to_dataset())
-            if settings.retry and attempt == 1 and not measured.good:
+            if settings.retry and attempt == 1 and not measured.good and _retry_factor(task, settings) > 1:
                 bars.stage(task.name, "once more, longer")
                 _submit(task, settings, 2, pool, running, bars, pending)
                 continue
@@ -312,9 +315,7 @@ def _submit(
     bars: FitProgress,
     pending: dict[Future[Any], tuple[RegionTask, int, int]],
 ) -> None:
-    factor, size = 1, 8 * settings.chains * settings.draws * coordinates(task.block)
-    if attempt > 1:
-        factor = max(2, min(RETRY_FACTOR, int(RETRY_BYTES / size)))
+    factor = 1 if attempt == 1 else _retry_factor(task, settings)
     bars.begin(task.name, settings.chains * factor * (settings.draws + settings.tune))
     label = int(task.voxels.attrs["label"])
     many = attempt == 1 and task.voxels.sizes["voxel"] >= MANY_VOXELS
@@ -336,6 +337,12 @@ def _submit(
             progress_callback=bars.callback(task.name, chain),
         )
         pending[future] = (task, chain, attempt)
+
+
+def _retry_factor(task: RegionTask, settings: Settings) -> int:
+    """How many times the draws a second attempt takes: fewer where they would not fit `RETRY_BYTES`."""
+    size = 8 * settings.chains * settings.draws * coordinates(task.block)
+    return min(RETRY_FACTOR, int(RETRY_BYTES / size))
 
 
 def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.ndarray:
@@ -367,6 +374,11 @@ def _key(task: RegionTask, settings: Settings) -> str:
     digest.update(json.dumps(dataclasses.asdict(settings)).encode())
     digest.update(json.dumps([version(p) for p in ("ivimbayes", "nutpie", "numpy", "numba")]).encode())
     digest.update(task.block.tobytes())
+    for name in ("signal", "averages", "b", "x", "y", "z"):
+        digest.update(np.ascontiguousarray(task.voxels[name].values).tobytes())
+    digest.update(
+        str((RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES, MANY_VOXELS, MANY_DEPTH, STARTS.tolist())).encode()
+    )
     digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
     return digest.hexdigest()
 

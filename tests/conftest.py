@@ -1,4 +1,4 @@
-"""Shared data, and fits that several tests look at: compiling is the slow part."""
+"""Shared data, and fits that several tests look at: sampling is the slow part."""
 
 import json
 from collections.abc import Callable

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from ivimbayes import choose_voxels
 from ivimbayes.density import _unpack, coordinates, log_density, split_draws
@@ -52,4 +53,11 @@ def test_alternative_spaces_keep_the_posterior() -> None:
         np.testing.assert_allclose(split_draws(at, block)["theta"], theta, atol=1e-8)
         found.append(log_density(at, np.empty_like(at), block) + 0.5 * np.linalg.slogdet(A)[1].sum())
     np.testing.assert_allclose(found, found[0], rtol=1e-9)
-    assert callable(scaling.worst)
+
+
+def test_worst_values_are_found() -> None:
+    draws = np.random.default_rng(0).standard_normal((4, 500, 3))
+    draws[0, :, 2] += 1
+    r_hat, ess = scaling.worst(xr.Dataset({"a": (("chain", "draw", "n"), draws)}), ["a"])
+    assert r_hat > 1.05
+    assert ess < 100

@@ -89,7 +89,9 @@ def at_prior(task: RegionTask) -> RegionTask:
 
 def measure(task: RegionTask, **options: object) -> tuple[float, float, int, float, int]:
     """Worst ESS, seconds, gradients, R-hat and divergences."""
-    options = {"tune": sampling.TUNE, "target_accept": 0.8, **options}
+    many = len(task.starts[0].S0) >= sampling.MANY_VOXELS
+    depth = sampling.MANY_DEPTH if many else sampling.DEPTH
+    options = {"tune": sampling.TUNE, "target_accept": 0.8, "maxdepth": depth, **options}
 
     def chain(c: int) -> xr.DataTree:
         seed = np.random.SeedSequence([0, c])
