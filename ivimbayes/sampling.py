@@ -31,7 +31,7 @@ from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
-MANY_VOXELS, MANY_DEPTH, DEPTH = 1000, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
+MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
 STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
 START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
