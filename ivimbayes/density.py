@@ -345,6 +345,33 @@ def _cholesky_adjoint(F, inverse, F_bar, Q, X):
                 X[i, j, w] *= inverse[j, w]
 
 
+@_jit
+def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
+    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
+    lanes = z.shape[1]
+    _cholesky(S, Lambda, F, inverse)
+    for i in range(z.shape[0]):
+        for w in range(lanes):
+            a[i, w] = shift[i] + eta[i, w]
+    _solve_lower(F, inverse, a, u)
+    for i in range(z.shape[0]):
+        for w in range(lanes):
+            a[i, w] = u[i, w] + z[i, w]
+    _solve_upper(F, inverse, a, theta)
+
+
+@_jit
+def _read_z(x, start, count, z):
+    """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
+    P, lanes = z.shape
+    for w in range(count):
+        for i in range(P):
+            z[i, w] = x[start + w * P + i]
+    for w in range(count, lanes):
+        for i in range(P):
+            z[i, w] = 0.0
+
+
 # ---------------------------------------------------------------- signal and noise
 
 
@@ -540,39 +567,14 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
         start = first + block * lanes * P
         count = min(lanes, V - block * lanes)
         present = region.present[block]
-        for w in range(count):
-            for i in range(P):
-                z[i, w] = x[start + w * P + i]
-        for w in range(count, lanes):
-            for i in range(P):
-                z[i, w] = 0.0
-        # theta = F⁻ᵀ (z + F⁻¹ (Sigma⁻¹ mu + eta))
-        _cholesky(S, region.precision[block], F, inverse)
-        for i in range(P):
-            for w in range(lanes):
-                a[i, w] = shift[i] + region.shift[block, i, w]
-        _solve_lower(F, inverse, a, u)
-        for i in range(P):
-            for w in range(lanes):
-                a[i, w] = u[i, w] + z[i, w]
-        _solve_upper(F, inverse, a, theta)
+        _read_z(x, start, count, z)
+        _locate(S, shift, region.precision[block], region.shift[block], z, F, inverse, a, u, theta)
         # likelihood
         root = region.root[block]
         _biexponential(
-            theta,
-            root,
-            region.step,
-            region.steps,
-            region.left,
-            region.right,
-            value,
-            slow,
-            fast,
-            curve,
-            exponent,
-            power,
-            bits,
-        )
+            theta, root, region.step, region.steps, region.left, region.right, value, slow, fast, curve,
+            exponent, power, bits,
+        )  # fmt: skip
         _gaussian(
             region.signal[block], region.within[block], present, region.measurements, curve, mean, variance,
             S0_variance, work, curve_bar, bars,
@@ -731,8 +733,8 @@ def _of_draws(x, block):
     region = _unpack(block)
     P, M, V, lanes = region.centre.size, region.b.size, region.voxels, region.present.shape[1]
     out, by_voxel = np.empty((x.shape[0], V, P)), np.empty((3, x.shape[0], V))
-    F, triples = np.empty((P, P, lanes)), np.empty((4, P, lanes))
-    inverse, a, u, theta = triples[0], triples[1], triples[2], triples[3]
+    F, triples = np.empty((P, P, lanes)), np.empty((5, P, lanes))
+    inverse, a, u, z, theta = triples[0], triples[1], triples[2], triples[3], triples[4]
     rows = max(3, 2 * region.steps.size)
     exponent, power, bits = (
         np.empty((rows, lanes)),
@@ -758,15 +760,8 @@ def _of_draws(x, block):
         for index in range(region.signal.shape[0]):
             start = index * lanes
             count = min(lanes, V - start)
-            _cholesky(S, region.precision[index], F, inverse)
-            for i in range(P):
-                for w in range(lanes):
-                    a[i, w] = shift[i] + region.shift[index, i, w]
-            _solve_lower(F, inverse, a, u)
-            for w in range(count):
-                for i in range(P):
-                    u[i, w] += x[n, first + (start + w) * P + i]
-            _solve_upper(F, inverse, u, theta)
+            _read_z(x[n], first + start * P, count, z)
+            _locate(S, shift, region.precision[index], region.shift[index], z, F, inverse, a, u, theta)
             _biexponential(
                 theta, region.root[index], region.step, region.steps, region.left, region.right, value,
                 curves[0], curves[1], curves[2], exponent, power, bits,
