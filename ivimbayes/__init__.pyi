@@ -1,6 +1,7 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
+from .maps import write_maps as write_maps
 from .model import build_model as build_model
 from .noise import NOISES as NOISES
 from .plots import plot_decay as plot_decay
@@ -21,3 +22,4 @@ from .storage import write_tree as write_tree
 from .summary import diagnose as diagnose
 from .summary import summarize as summarize
 from .voxels import choose_voxels as choose_voxels
+from .voxelwise import posterior_maps as posterior_maps

@@ -221,6 +221,7 @@ def _constants(voxels: xr.Dataset, stats: xr.Dataset, coords: dict[str, Any]) ->
             "label": ("roi", [a["label"]]),
             "level": ("roi", [a["level"]]),
             "available": ("roi", [a["available"]], {"long_name": "usable voxels in the region"}),
+            "averaged": ("roi", [a["averaged"]], {"long_name": "voxels averaged into a full curve"}),
             "reason": ("roi", [a["reason"]], {"long_name": "why the mean curve was fitted"}),
             "divergences": ("roi", [int(stats["diverging"].sum())]),
             "transitions": ("roi", [int(stats["diverging"].size)]),

@@ -15,30 +15,12 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 
+from ivimbayes.lanes import B_DIGITS, KEEP, exponentials, jit, step_table
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, beta_shapes
 
 LANES = 128  # at most; a multiple of 4
-LOG2_E = 1 / math.log(2)
-LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # Cody and Waite (1980)
-EXP_RANGE = 708.0
 LN_2PI = math.log(2 * math.pi)
-B_DIGITS = 6  # b values (s/mm²) that agree to so many decimals are one
-TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
-ROUND = 1.5 * 2.0**52
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def _can_keep() -> bool:
-    """Whether numba finds a folder for compiled code: beside this file, or the user's cache."""
-    try:
-        nb.njit(_can_keep, cache=True)
-    except RuntimeError:
-        return False
-    return True
-
-
-KEEP = _can_keep()
-_jit = nb.njit(cache=KEEP, error_model="numpy", nogil=True, fastmath={"contract"})
 
 
 class Region(NamedTuple):
@@ -130,7 +112,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     weight = n @ into
     mean = (n * data["observed"]) @ into / weight
     within = (n * (data["observed"] - mean[:, where]) ** 2).sum(axis=1)
-    step, steps = _step_table(b)
+    step, steps = step_table(b)
     lanes = 4 * math.ceil(V / math.ceil(V / LANES) / 4)
     pooled, heavy = level == "voxel", level == "voxel" and spec.population == "student_t"
     shapes = beta_shapes(spec.eta)
@@ -164,17 +146,6 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     return block
 
 
-def _step_table(b: Array) -> tuple[Array, Array]:
-    """`step` of `Region`, and `steps`, `left`, `right` in rows, for rising b values."""
-    difference = np.diff(b, prepend=0.0).round(B_DIGITS)
-    steps = [float(d) for d in np.unique(difference) if d > 0]
-    sums = {c: next(((a, c - a) for a in steps if a <= c - a and c - a in steps), None) for c in steps}
-    order = [c for c in steps if sums[c] is None] + [c for c in steps if sums[c] is not None]
-    pairs = [[order.index(part) for part in sums[c] or ()] or [-1, -1] for c in order]
-    table = np.array([[c, *pair] for c, pair in zip(order, pairs, strict=True)], float).reshape(-1, 3).T
-    return np.array([order.index(d) if d > 0 else -1 for d in difference], float), table
-
-
 def _in_lanes(values: Array, lanes: int) -> Array:
     """(voxel, ...) to (block, ..., lane), filled with zeros."""
     blocks = -(-len(values) // lanes)
@@ -183,7 +154,7 @@ def _in_lanes(values: Array, lanes: int) -> Array:
     return np.moveaxis(filled.reshape(blocks, lanes, *values.shape[1:]), 1, -1)
 
 
-@_jit
+@jit
 def _unpack(block):
     """Make views of the parts of a block from `pack_region`."""
     lanes, V, P, M, S = int(block[1]), int(block[2]), int(block[3]), int(block[4]), int(block[5])
@@ -225,40 +196,7 @@ def _unpack(block):
 # ---------------------------------------------------------------- algebra in lanes
 
 
-@_jit
-def exponentials(x, out, bits):
-    """Set ``out`` to exp(x), within two units in the last place; beyond ±708 it is held.
-
-    One-dimensional arrays; ``bits`` is int64 scratch of the same size. exp(x) = 2ⁿ exp(r), |r| ≤ ln 2 / 2, by
-    Taylor's series. Adding `ROUND` rounds to an integer and leaves that in the lowest bits.
-    """
-    power = bits.view(np.float64)
-    for i in range(x.size):
-        v = min(max(x[i], -EXP_RANGE), EXP_RANGE)
-        rounded = v * LOG2_E + ROUND
-        n = rounded - ROUND
-        r = (v - n * LN2_HIGH) - n * LN2_LOW
-        p = TAYLOR[12]
-        p = p * r + TAYLOR[11]
-        p = p * r + TAYLOR[10]
-        p = p * r + TAYLOR[9]
-        p = p * r + TAYLOR[8]
-        p = p * r + TAYLOR[7]
-        p = p * r + TAYLOR[6]
-        p = p * r + TAYLOR[5]
-        p = p * r + TAYLOR[4]
-        p = p * r + TAYLOR[3]
-        p = p * r + TAYLOR[2]
-        p = p * r + 1.0
-        out[i] = p * r + 1.0
-        power[i] = rounded
-    for i in range(x.size):
-        bits[i] = (bits[i] + 1023) << 52
-    for i in range(x.size):
-        out[i] *= power[i]
-
-
-@_jit
+@jit
 def _cholesky(S, Lambda, F, inverse):
     """``F F' = S + Lambda``; ``inverse`` of F's diagonal."""
     lanes = inverse.shape[1]
@@ -279,7 +217,7 @@ def _cholesky(S, Lambda, F, inverse):
                     F[i, j, w] *= inverse[j, w]
 
 
-@_jit
+@jit
 def _solve_lower(F, inverse, a, out):
     """``out = F⁻¹ a``."""
     lanes = a.shape[1]
@@ -293,7 +231,7 @@ def _solve_lower(F, inverse, a, out):
             out[i, w] *= inverse[i, w]
 
 
-@_jit
+@jit
 def _solve_upper(F, inverse, a, out):
     """``out = F⁻ᵀ a``."""
     lanes = a.shape[1]
@@ -307,7 +245,7 @@ def _solve_upper(F, inverse, a, out):
             out[i, w] *= inverse[i, w]
 
 
-@_jit
+@jit
 def _cholesky_adjoint(F, inverse, F_bar, Q, X):
     """Adjoint of A = F F' from that of F, into X: F⁻ᵀ Φ(Fᵀ F̄) F⁻¹ (Murray 2016, arXiv:1602.07527).
 
@@ -345,7 +283,7 @@ def _cholesky_adjoint(F, inverse, F_bar, Q, X):
                 X[i, j, w] *= inverse[j, w]
 
 
-@_jit
+@jit
 def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
     lanes = z.shape[1]
@@ -360,7 +298,7 @@ def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     _solve_upper(F, inverse, a, theta)
 
 
-@_jit
+@jit
 def _read_z(x, start, count, z):
     """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
     P, lanes = z.shape
@@ -375,7 +313,7 @@ def _read_z(x, start, count, z):
 # ---------------------------------------------------------------- signal and noise
 
 
-@_jit
+@jit
 def _biexponential(theta, root, step, steps, left, right, value, slow, fast, curve, x, y, bits):
     """Curve times root for theta = (logit f, ln D, ln(D* - D)); ``value`` = (f, D, D* - D).
 
@@ -420,7 +358,7 @@ def _biexponential(theta, root, step, steps, left, right, value, slow, fast, cur
             curve[k, w] = root[k, w] * (slow[k, w] + value[0, w] * (fast[k, w] - slow[k, w]))
 
 
-@_jit
+@jit
 def _biexponential_adjoint(curve_bar, root, b, value, slow, fast, curve, theta_bar):
     """Adjoint of theta from that of the weighted curve."""
     lanes = root.shape[1]
@@ -440,7 +378,7 @@ def _biexponential_adjoint(curve_bar, root, b, value, slow, fast, curve, theta_b
         theta_bar[2, w] *= value[0, w] * value[2, w]
 
 
-@_jit
+@jit
 def _gaussian(
     signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
 ):
@@ -482,7 +420,7 @@ def _gaussian(
 # ---------------------------------------------------------------- the region
 
 
-@_jit
+@jit
 def _partial_cholesky(r, P):
     """Lower Cholesky factor of a correlation matrix from its partial correlations, row by row."""
     C, n = np.zeros((P, P)), 0
@@ -496,7 +434,7 @@ def _partial_cholesky(r, P):
     return C
 
 
-@_jit
+@jit
 def _product(A, B):
     """Multiply small matrices, without BLAS."""
     out = np.zeros((A.shape[0], B.shape[1]))
@@ -507,7 +445,7 @@ def _product(A, B):
     return out
 
 
-@_jit
+@jit
 def _inverse_gram(L):
     """(L L')⁻¹ of a lower triangle."""
     P = L.shape[0]
@@ -525,7 +463,7 @@ def _inverse_gram(L):
     return S
 
 
-@_jit
+@jit
 def _hyperparameters(x, region):
     """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma) and the number of coordinates they take."""
     P, pairs = region.centre.size, region.shapes.size
@@ -538,7 +476,7 @@ def _hyperparameters(x, region):
     return x[:P], np.exp(x[P : 2 * P]), np.tanh(0.5 * x[2 * P : h]), three, h + 3
 
 
-@_jit
+@jit
 def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_bar):
     """Sum the voxels' densities; set the gradient in z, add adjoints of the hyperparameters."""
     lanes = region.present.shape[1]
@@ -661,7 +599,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
     return total
 
 
-@_jit
+@jit
 def log_density(x, gradient, block):
     """Log-density of a region and its gradient.
 
@@ -727,7 +665,7 @@ def log_density(x, gradient, block):
     return total
 
 
-@_jit
+@jit
 def _of_draws(x, block):
     """Give theta (draw, voxel, parameter); log-likelihood, mean and precision of S0, each (draw, voxel)."""
     region = _unpack(block)

@@ -1,28 +1,41 @@
-"""Progress of a fit: a bar for each region, in a terminal or a notebook."""
+"""Progress of a fit, a bar for each region, and of maps, in a terminal or a notebook."""
 
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def _console() -> Console:
+    """Give the console of a terminal or a notebook; rich draws in notebooks by ipywidgets."""
+    console = Console(stderr=True)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        console = Console(stderr=True, force_jupyter=False)
+    return console
 
 
 class FitProgress:
     """Bars that count draws, over all chains of a region; one line in a log file when a region is done."""
 
     def __init__(self, regions: list[str], total: int, show: bool):
-        console = Console(stderr=True)
-        if console.is_jupyter and find_spec("ipywidgets") is None:  # rich draws in notebooks by ipywidgets
-            console = Console(stderr=True, force_jupyter=False)
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[stage]}", markup=False),
-            console=console,
+            console=_console(),
             disable=not show,
         )
         self.ids = {
@@ -68,3 +81,47 @@ class FitProgress:
             self.progress.update(self.ids[region], completed=done, stage=stage)
 
         return update
+
+
+class MapProgress:
+    """A bar that counts voxels, with their rate and the time left."""
+
+    def __init__(self, total: int, done: int, show: bool):
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[stage]}", markup=False),
+            console=_console(),
+            disable=not show,
+        )
+        self.task = self.progress.add_task(
+            "voxels", total=total, completed=done, stage="", rate="", start=False
+        )
+        self.begun, self.counted = 0.0, 0
+
+    def __enter__(self) -> "MapProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stage(self, stage: str) -> None:
+        """Say what is being done; the clock starts with the first voxels."""
+        self.progress.update(self.task, stage=stage)
+        if stage.startswith("mapping"):
+            self.begun = time.monotonic()
+            self.progress.start_task(self.task)
+
+    def advance(self, voxels: int) -> None:
+        """Count voxels that are done."""
+        self.counted += voxels
+        rate = self.counted / max(time.monotonic() - self.begun, 1e-9)
+        self.progress.update(self.task, advance=voxels, rate=f"{rate:,.0f}/s")

@@ -46,8 +46,8 @@ def choose_voxels(
         By region: ``signal`` (voxel, measurement), ``averages`` (voxel, measurement), coordinates ``x``,
         ``y``, ``z`` (voxel index, a mean for blocks) and ``b`` (measurement). Attributes: ``roi``,
         ``label``, ``level``, ``available`` (usable voxels or blocks), ``left_out`` (voxels with a signal
-        that is not a number, or not positive where images are magnitudes), ``reason`` (for a mean curve
-        that was not asked for).
+        that is not a number, or not positive where images are magnitudes), ``averaged`` (voxels that a full
+        block, or the mean curve, is the mean of), ``reason`` (for a mean curve that was not asked for).
 
     Raises
     ------
@@ -82,7 +82,7 @@ def choose_voxels(
         groups = _group(where[mine & usable], blocks, level, voxels_per_roi, rng)
         attrs = {
             "roi": name, "label": label, "level": groups.level, "available": groups.available,
-            "left_out": int((mine & ~usable).sum()), "reason": groups.reason,
+            "left_out": int((mine & ~usable).sum()), "averaged": groups.averaged, "reason": groups.reason,
         }  # fmt: skip
         chosen[name] = (groups, attrs)
     curves = _read(scan, [groups for groups, _ in chosen.values()])
@@ -101,6 +101,7 @@ class _Groups:
     share: np.ndarray
     level: str
     available: int
+    averaged: int = 1
     reason: str = ""
 
     def mean(self, values: np.ndarray) -> np.ndarray:
@@ -146,18 +147,19 @@ def _group(
         corner, of_curve, count = np.unique(where // blocks, axis=0, return_inverse=True, return_counts=True)
         of_curve, share = of_curve.ravel(), count / count.max()
     else:
-        corner, of_curve, share = where, np.arange(len(where)), np.ones(len(where))
-    available = len(corner)
+        corner, of_curve, count = where, np.arange(len(where)), np.ones(len(where), int)
+        share = np.ones(len(where))
+    available, averaged = len(corner), int(count.max())
     if level == "mean" or available < MIN_POOLED:
         reason = "" if level == "mean" else f"fewer than {MIN_POOLED} usable voxels"
-        return _Groups(where, np.zeros(len(where), int), np.ones(1), "mean", available, reason)
+        return _Groups(where, np.zeros(len(where), int), np.ones(1), "mean", available, len(where), reason)
     if limit is None or available <= limit:
-        return _Groups(where, of_curve, share, level, available)
+        return _Groups(where, of_curve, share, level, available, averaged)
     keep = _stratified(corner, limit, rng)
     place = np.full(available, -1)
     place[keep] = np.arange(limit)
     kept = place[of_curve] >= 0
-    return _Groups(where[kept], place[of_curve][kept], share[keep], level, available)
+    return _Groups(where[kept], place[of_curve][kept], share[keep], level, available, averaged)
 
 
 def _stratified(position: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -8,15 +8,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
-    {"signals", "noise", "storage", "labels", "progress"},
-    {"priors", "scans"},
-    {"least_squares", "simulate", "voxels"},
+    {"signals", "noise", "storage", "labels", "progress", "lanes"},
+    {"priors", "scans", "maps", "kernel"},
+    {"least_squares", "simulate", "voxels", "stores"},
     {"spec"},
     {"model", "density"},
     {"collect", "convergence"},
     {"sampling"},
     {"summary"},
-    {"plots", "terminal"},
+    {"plots", "terminal", "voxelwise"},
     {"cli"},
 )
 

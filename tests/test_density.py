@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from ivimbayes.density import callbacks, coordinates, exponentials, log_density, pack_region, split_draws
+from ivimbayes.density import callbacks, coordinates, log_density, pack_region, split_draws
+from ivimbayes.lanes import exponentials
 from ivimbayes.least_squares import population_mode
 from ivimbayes.model import build_model
 from ivimbayes.noise import gaussian_logp

@@ -1,0 +1,122 @@
+# mypy: disallow_untyped_defs=False
+"""Compiled arithmetic on many numbers at once: lanes on the last axis, so that inner loops vectorise."""
+
+import math
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+LOG2_E = 1 / math.log(2)
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # Cody and Waite (1980)
+EXP_RANGE = 708.0
+TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
+ROUND = 1.5 * 2.0**52
+B_DIGITS = 6  # b values (s/mm²) that agree to so many decimals are one
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def _can_keep() -> bool:
+    """Whether numba finds a folder for compiled code: beside this file, or the user's cache."""
+    try:
+        nb.njit(_can_keep, cache=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+KEEP = _can_keep()
+jit = nb.njit(cache=KEEP, error_model="numpy", nogil=True, fastmath={"contract"})
+sum_jit = nb.njit(cache=KEEP, error_model="numpy", nogil=True, fastmath={"contract", "reassoc", "nsz"})
+
+
+def step_table(b: Array) -> tuple[Array, Array]:
+    """Make a table of the few distinct steps between b values.
+
+    Parameters
+    ----------
+    b : ndarray (M,)
+        Distinct b values, rising.
+
+    Returns
+    -------
+    step : ndarray (M,)
+        Which of the steps leads from the b value before (from 0) to this one; -1 for b = 0.
+    steps : ndarray (3, S)
+        Distinct steps, and the two others whose sum each is; where these are -1, in the first columns, it is
+        no such sum.
+    """
+    difference = np.diff(b, prepend=0.0).round(B_DIGITS)
+    steps = [float(d) for d in np.unique(difference) if d > 0]
+    sums = {c: next(((a, c - a) for a in steps if a <= c - a and c - a in steps), None) for c in steps}
+    order = [c for c in steps if sums[c] is None] + [c for c in steps if sums[c] is not None]
+    pairs = [[order.index(part) for part in sums[c] or ()] or [-1, -1] for c in order]
+    table = np.array([[c, *pair] for c, pair in zip(order, pairs, strict=True)], float).reshape(-1, 3).T
+    return np.array([order.index(d) if d > 0 else -1 for d in difference], float), table
+
+
+@jit
+def exponentials(x, out, bits):
+    """Set ``out`` to exp(x), within two units in the last place; beyond ±708 it is held.
+
+    One-dimensional arrays; ``bits`` is int64 scratch of the same size. exp(x) = 2ⁿ exp(r), |r| ≤ ln 2 / 2, by
+    Taylor's series. Adding `ROUND` rounds to an integer and leaves that in the lowest bits.
+    """
+    power = bits.view(np.float64)
+    for i in range(x.size):
+        v = min(max(x[i], -EXP_RANGE), EXP_RANGE)
+        rounded = v * LOG2_E + ROUND
+        n = rounded - ROUND
+        r = (v - n * LN2_HIGH) - n * LN2_LOW
+        p = TAYLOR[12]
+        p = p * r + TAYLOR[11]
+        p = p * r + TAYLOR[10]
+        p = p * r + TAYLOR[9]
+        p = p * r + TAYLOR[8]
+        p = p * r + TAYLOR[7]
+        p = p * r + TAYLOR[6]
+        p = p * r + TAYLOR[5]
+        p = p * r + TAYLOR[4]
+        p = p * r + TAYLOR[3]
+        p = p * r + TAYLOR[2]
+        p = p * r + 1.0
+        out[i] = p * r + 1.0
+        power[i] = rounded
+    for i in range(x.size):
+        bits[i] = (bits[i] + 1023) << 52
+    for i in range(x.size):
+        out[i] *= power[i]
+
+
+LOG_SHIFT = 0x3FF0000000000000 - 0x3FE6A09E667F3BCD  # 1 and the root of a half, as bits
+LOG_SERIES = tuple(2 / (2 * n + 1) for n in range(10))
+ROUND_BITS = 0x4338000000000000
+
+
+@jit
+def logarithms(x, out, bits):
+    """Set ``out`` to ln(x), x positive, to a relative error of 1e-15; as `exponentials`, which see.
+
+    ln(x) = e ln 2 + ln(m), m between the root of a half and of two; ln(m) = 2 artanh(s), s = (m - 1)/(m + 1).
+    """
+    power, source = bits.view(np.float64), x.view(np.int64)
+    for i in range(x.size):
+        shifted = source[i] + LOG_SHIFT
+        e = shifted >> 52
+        bits[i] = ((shifted & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD) & 0x7FFFFFFFFFFFFFFF
+        out[i] = e - 1023
+    for i in range(x.size):
+        m = power[i]
+        s = (m - 1.0) / (m + 1.0)
+        q = s * s
+        p = LOG_SERIES[9]
+        p = p * q + LOG_SERIES[8]
+        p = p * q + LOG_SERIES[7]
+        p = p * q + LOG_SERIES[6]
+        p = p * q + LOG_SERIES[5]
+        p = p * q + LOG_SERIES[4]
+        p = p * q + LOG_SERIES[3]
+        p = p * q + LOG_SERIES[2]
+        p = p * q + LOG_SERIES[1]
+        p = p * q + LOG_SERIES[0]
+        out[i] = out[i] * LN2_HIGH + (out[i] * LN2_LOW + p * s)

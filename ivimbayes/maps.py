@@ -1,0 +1,120 @@
+"""Maps of a volume: what they hold, and NIfTI files of them."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import xarray as xr
+
+from ivimbayes.errors import InputError
+from ivimbayes.signals import PARAMETERS
+from ivimbayes.storage import replacing
+
+SPACE = ("x", "y", "z")
+MAPPED = ("f", "D", "D_star", "S0")
+STATUS = {"outside": 0, "ok": 1, "doubtful": 2, "failed": 3, "bad_signal": 4}
+SUMMARIES = ("mean", "sd", "median", "hdi_low", "hdi_high", "contraction")
+NAMES = (*(f"{p}_{s}" for p in MAPPED for s in SUMMARIES), "pareto_k", "ess", "p_perfusion", "status")
+OTHERS = {
+    "pareto_k": ("1", "Pareto k of the importance weights; above 0.7 the numbers are not to be trusted"),
+    "ess": ("1", "effective draws"),
+    "p_perfusion": ("1", "probability of two compartments against one"),
+    "status": ("1", "what the numbers of a voxel are worth"),
+}
+
+
+def map_attrs(interval: float) -> dict[str, dict[str, Any]]:
+    """Attributes of each map, for intervals of a probability."""
+    words = {
+        "mean": "posterior mean",
+        "sd": "posterior standard deviation",
+        "median": "posterior median",
+        "hdi_low": f"lower end of the {100 * interval:g} % highest-density interval",
+        "hdi_high": f"upper end of the {100 * interval:g} % highest-density interval",
+        "contraction": "1 - posterior variance over variance between voxels: what the voxel's signals tell",
+    }
+    attrs: dict[str, dict[str, Any]] = {}
+    for parameter in MAPPED:
+        p = PARAMETERS[parameter]
+        for summary, text in words.items():
+            unit = "1" if summary == "contraction" else p.unit
+            attrs[f"{parameter}_{summary}"] = {"units": unit, "long_name": f"{p.long_name}: {text}"}
+    for name, (unit, text) in OTHERS.items():
+        attrs[name] = {"units": unit, "long_name": text}
+    attrs["status"] |= {"flag_values": list(STATUS.values()), "flag_meanings": " ".join(STATUS)}
+    return attrs
+
+
+def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
+    """Write maps as NIfTI, each with a JSON sidecar.
+
+    Parameters
+    ----------
+    maps : Dataset
+        From `posterior_maps`: variables (x, y, z), and (draw, x, y, z) where draws were kept, with ``affine``
+        (row, column).
+    folder : path
+        Where ``f_mean.nii.gz``, ``f_mean.json`` and so on are written; made where it is not.
+
+    Returns
+    -------
+    list of path
+        The images. Values are float32 in the units of the sidecar (mm²/s for D and D*), NaN where there is
+        no number; ``status`` is uint8.
+
+    Raises
+    ------
+    InputError
+        If the Dataset holds no map or no affine.
+    """
+    names = [str(name) for name, v in maps.data_vars.items() if set(SPACE) <= set(v.dims)]
+    if not names or "affine" not in maps:
+        raise InputError(
+            "maps: no variable (x, y, z) with an affine in the Dataset; give that of posterior_maps"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    affine, written = maps["affine"].values, []
+    shared = _provenance(maps.attrs)
+    for name in names:
+        variable = maps[name].transpose(*SPACE, ...)
+        dtype = np.uint8 if variable.dtype.kind in "iub" else np.float32
+        image = nib.Nifti1Image(np.asarray(variable.values, dtype), affine)
+        image.header.set_xyzt_units("mm")
+        image.header["descrip"] = f"{name} [{variable.attrs.get('units', '')}]"[:79].encode(
+            "ascii", "replace"
+        )
+        with replacing(folder / f"{name}.nii.gz") as path:
+            nib.save(image, path)
+        with replacing(folder / f"{name}.json") as path:
+            path.write_text(json.dumps(_sidecar(variable.attrs) | shared, indent=2) + "\n", encoding="utf-8")
+        written.append(folder / f"{name}.nii.gz")
+    return written
+
+
+def _sidecar(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {"Units": attrs.get("units", ""), "Description": attrs.get("long_name", "")}
+    if "flag_meanings" in attrs:
+        values = np.atleast_1d(attrs["flag_values"]).tolist()
+        plain["Levels"] = dict(zip(map(str, values), attrs["flag_meanings"].split(), strict=True))
+    return plain
+
+
+def _provenance(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Sidecar entries that all maps of a run share."""
+    wanted = {
+        "Interval": "interval", "Model": "model", "Noise": "noise", "Population": "population",
+        "PerfusionPrior": "perfusion_prior", "Seed": "seed", "Draws": "draws", "Sources": "inputs",
+    }  # fmt: skip
+    plain = {}
+    for key, name in wanted.items():
+        if name in attrs:
+            value = attrs[name]
+            plain[key] = json.loads(value) if name in ("population", "inputs") else value
+    if "Interval" in plain:
+        plain["Interval"] = {"Type": "highest density", "Probability": float(plain["Interval"])}
+    return plain | {"Software": f"ivimbayes {version('ivimbayes')}"}

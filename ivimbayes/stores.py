@@ -1,0 +1,145 @@
+"""Where the maps of a volume gather, block by block: memory, or a zarr store that outlives the run."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from ivimbayes.errors import InputError
+from ivimbayes.maps import MAPPED, NAMES, SPACE, STATUS
+from ivimbayes.storage import replacing
+
+Block = tuple[slice, slice, slice]
+DONE = "blocks-done"  # a folder in the store: a file for each finished block
+
+
+def _layout(keep_draws: int) -> dict[str, tuple[tuple[str, ...], str, Any]]:
+    """Dims, type and value outside of every variable."""
+    layout: dict[str, tuple[tuple[str, ...], str, Any]] = {
+        name: (SPACE, "float32", np.nan) for name in NAMES if name != "status"
+    }
+    layout["status"] = (SPACE, "uint8", STATUS["outside"])
+    if keep_draws:
+        layout |= {name: (("draw", *SPACE), "float32", np.nan) for name in MAPPED}
+    return layout
+
+
+class MapStore(Protocol):
+    """Takes blocks, gives a Dataset."""
+
+    def has(self, block: Block) -> bool:
+        """Whether a block is there from before."""
+
+    def put(self, block: Block, maps: Mapping[str, np.ndarray]) -> None:
+        """Take the maps of a block."""
+
+    def finish(
+        self, attrs: Mapping[str, Mapping[str, Any]], affine: np.ndarray, own: Mapping[str, Any]
+    ) -> xr.Dataset:
+        """Make the Dataset, with attributes of the variables and its own."""
+
+
+class MemoryStore:
+    """Maps in memory."""
+
+    def __init__(self, shape: tuple[int, ...], keep_draws: int):
+        self.layout = _layout(keep_draws)
+        self.arrays = {
+            name: np.full((keep_draws, *shape) if dims[0] == "draw" else shape, outside, dtype)
+            for name, (dims, dtype, outside) in self.layout.items()
+        }
+
+    def has(self, block: Block) -> bool:
+        """Never."""
+        return False
+
+    def put(self, block: Block, maps: Mapping[str, np.ndarray]) -> None:
+        """Take the maps of a block."""
+        for name, values in maps.items():
+            self.arrays[name][(..., *block)] = values
+
+    def finish(
+        self, attrs: Mapping[str, Mapping[str, Any]], affine: np.ndarray, own: Mapping[str, Any]
+    ) -> xr.Dataset:
+        """Make the Dataset."""
+        data: dict[str, Any] = {
+            name: (dims, self.arrays[name], attrs[name]) for name, (dims, _, _) in self.layout.items()
+        }
+        data["affine"] = (("row", "column"), affine, {"units": "mm"})
+        return xr.Dataset(data, attrs=dict(own))
+
+
+class ZarrStore:
+    """Maps in a zarr store, one chunk a block.
+
+    A block counts as done when its mark is written, after all its chunks. The store says by a key which
+    scan, fit and settings it belongs to.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], box: tuple[int, ...], keep_draws: int, key: str):
+        import zarr
+
+        self.path, self.layout, self.done = path, _layout(keep_draws), path / DONE
+        mine = {"key": key, "box": list(box)}
+        note = path / "maps.json"
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: a file is there; name another store")
+        if note.is_file():
+            try:
+                found = json.loads(note.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                found = None
+            if found != mine:
+                raise InputError(
+                    f"{path}: holds maps of another scan, fit or setting; name another store or delete it"
+                )
+            self.group = zarr.open_group(path, mode="r+")
+            return
+        if path.exists() and any(
+            p.name not in ("zarr.json", DONE, *self.layout, "affine") for p in path.iterdir()
+        ):
+            raise InputError(f"{path}: the folder holds other files; name another store")
+        shutil.rmtree(path, ignore_errors=True)  # an earlier run was ended while it laid the store out
+        path.mkdir(parents=True)
+        self.group = zarr.create_group(path)
+        for name, (dims, dtype, outside) in self.layout.items():
+            lead = (keep_draws,) if dims[0] == "draw" else ()
+            self.group.create_array(
+                name, shape=(*lead, *shape), chunks=(*lead, *box), dtype=dtype, fill_value=outside,
+                dimension_names=list(dims), config={"write_empty_chunks": False},
+            )  # fmt: skip
+        self.done.mkdir()
+        with replacing(note) as temporary:
+            temporary.write_text(json.dumps(mine), encoding="utf-8")
+
+    def _mark(self, block: Block) -> Path:
+        return self.done / "-".join(str(s.start) for s in block)
+
+    def has(self, block: Block) -> bool:
+        """Whether a block was finished by an earlier run."""
+        return self._mark(block).exists()
+
+    def put(self, block: Block, maps: Mapping[str, np.ndarray]) -> None:
+        """Write the maps of a block, then its mark."""
+        for name, values in maps.items():
+            self.group[name][(slice(None),) * (values.ndim - 3) + block] = values
+        self._mark(block).touch()
+
+    def finish(
+        self, attrs: Mapping[str, Mapping[str, Any]], affine: np.ndarray, own: Mapping[str, Any]
+    ) -> xr.Dataset:
+        """Write what is left, and open the store."""
+        if "affine" not in self.group:
+            self.group.create_array(
+                "affine", shape=affine.shape, dtype="float64", dimension_names=["row", "column"]
+            )
+        self.group["affine"][...] = affine
+        for name, values in attrs.items():
+            self.group[name].attrs.update(dict(values))
+        self.group["affine"].attrs["units"] = "mm"
+        self.group.attrs.update(dict(own))
+        return xr.open_zarr(self.path, chunks=None, consolidated=False)
