@@ -25,8 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-CHECKPOINT = ".ivimbayes-regions"
-RESULTS = ("posterior.nc", "summary.tsv", "truth.tsv")
+CHECKPOINT, UNFINISHED_MAPS = ".ivimbayes-regions", ".ivimbayes-maps"
+RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv"), "maps"
+FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION, EXIT_INTERRUPTED = 2, 3, 130
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -47,6 +48,26 @@ Cores = Annotated[
     int | None, typer.Option("--cores", help="Chains that run at a time.  [default: all cores]")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the folder.")]
+Maps = Annotated[
+    bool, typer.Option("--maps/--no-maps", help="Map every voxel of the regions into the folder maps.")
+]
+Bval = Annotated[
+    Path | None, typer.Option("--bval", help="b values in s/mm2.  [default: DWI's name ending in .bval]")
+]
+Mask = Annotated[Path | None, typer.Option("--mask", help="3-D NIfTI image, 0 outside.")]
+Rois = Annotated[
+    Path | None, typer.Option("--rois", help="3-D NIfTI image of integer labels, a region a label.")
+]
+Names = Annotated[
+    str | None,
+    typer.Option("--names", help="Names of labels: 1=liver,2=kidney, or a .json or dseg.tsv file."),
+]
+Averages = Annotated[
+    str | None, typer.Option("--averages", help="Images averaged into each volume (NSA): 1,1,2,4 ...")
+]
+RealValued = Annotated[
+    bool, typer.Option("--real-valued", help="Real parts, not magnitudes: signals may be negative.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -54,17 +75,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 def fit_command(
     dwi: Annotated[Path, typer.Argument(help="4-D diffusion-weighted NIfTI image.", show_default=False)],
     out: Out,
-    rois: Annotated[
-        Path | None, typer.Option("--rois", help="3-D NIfTI image of integer labels, a region a label.")
-    ] = None,
-    bval: Annotated[
-        Path | None, typer.Option("--bval", help="b values in s/mm2.  [default: DWI's name ending in .bval]")
-    ] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="3-D NIfTI image, 0 outside.")] = None,
-    names: Annotated[
-        str | None,
-        typer.Option("--names", help="Names of labels: 1=liver,2=kidney, or a .json or dseg.tsv file."),
-    ] = None,
+    rois: Rois = None,
+    bval: Bval = None,
+    mask: Mask = None,
+    names: Names = None,
     region: Annotated[
         list[str] | None, typer.Option("--region", help="Fit this region only; may be repeated.")
     ] = None,
@@ -75,14 +89,10 @@ def fit_command(
         ),
     ] = None,
     priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
-    averages: Annotated[
-        str | None, typer.Option("--averages", help="Images averaged into each volume (NSA): 1,1,2,4 ...")
-    ] = None,
+    averages: Averages = None,
     b_min: Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")] = None,
     b_max: Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")] = None,
-    real_valued: Annotated[
-        bool, typer.Option("--real-valued", help="Real parts, not magnitudes: signals may be negative.")
-    ] = False,
+    real_valued: RealValued = False,
     voxels_per_roi: VoxelsPerRoi = 200,
     downsample: Annotated[
         str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
@@ -99,11 +109,12 @@ def fit_command(
     target_accept: TargetAccept = 0.85,
     seed: Seed = 0,
     retry: Retry = True,
+    maps: Maps = True,
     cores: Cores = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the regions of a scan; write posterior.nc and summary.tsv.
+    """Fit the regions of a scan; write posterior.nc, summary.tsv and maps.
 
     Exit status 0: results written. 2: nothing written, the message says why. 3: results written, a region's
     posterior is not to be trusted.
@@ -128,7 +139,8 @@ def fit_command(
     )  # fmt: skip
     with _OutFolder(out, overwrite) as folder:
         tree = fit(scan, spec, checkpoint=folder / CHECKPOINT, **options)
-        verdicts = _write(tree, folder)
+        made = _map_regions(scan, tree, folder, seed, cores, quiet) if maps else None
+        verdicts = _write(tree, folder, made)
     _finish(out, verdicts)
 
 
@@ -140,6 +152,7 @@ def demo(
     chains: Chains = 4,
     seed: Seed = 0,
     retry: Retry = True,
+    maps: Maps = True,
     cores: Cores = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -155,14 +168,107 @@ def demo(
     simulated, truth = phantom()
     with _OutFolder(out, overwrite) as folder:
         dwi, labels = write_scan(simulated, folder / CHECKPOINT / "phantom")
+        scan = read_scan(dwi, rois=labels)
         tree = fit(
-            read_scan(dwi, rois=labels), draws=draws, tune=tune, chains=chains, seed=seed,
+            scan, draws=draws, tune=tune, chains=chains, seed=seed,
             retry=retry, cores=cores, progress=not quiet, checkpoint=folder / CHECKPOINT,
         )  # fmt: skip
+        made = _map_regions(scan, tree, folder, seed, cores, quiet) if maps else None
         shutil.rmtree(folder / "phantom", ignore_errors=True)
         (folder / CHECKPOINT / "phantom").rename(folder / "phantom")
-        verdicts = _write(tree, folder, truth)
+        verdicts = _write(tree, folder, made, truth)
     _finish(out, verdicts)
+
+
+@app.command("map")
+def map_command(
+    fitted: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that ivimbayes fit wrote.", show_default=False)
+    ],
+    dwi: Annotated[Path, typer.Option("--dwi", help="4-D diffusion-weighted NIfTI image to map.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the maps.  [default: DIR/maps]")
+    ] = None,
+    mask: Mask = None,
+    rois: Rois = None,
+    bval: Bval = None,
+    names: Names = None,
+    averages: Averages = None,
+    b_min: Annotated[
+        float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).  [default: the fit's]")
+    ] = None,
+    b_max: Annotated[
+        float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).  [default: the fit's]")
+    ] = None,
+    real_valued: RealValued = False,
+    noise: Annotated[
+        str, typer.Option("--noise", help="Noise of the signals: gaussian, rician.")
+    ] = "gaussian",
+    interval: Annotated[float, typer.Option("--interval", help="Probability of the intervals.")] = 0.95,
+    keep_draws: Annotated[int, typer.Option("--keep-draws", help="Draws of each voxel to keep.")] = 0,
+    perfusion_prior: Annotated[
+        float,
+        typer.Option("--perfusion-prior", help="Probability of perfusion before a voxel's signals are seen."),
+    ] = 0.5,
+    form: Annotated[str, typer.Option("--format", help="Of the maps: nifti, zarr, netcdf.")] = "nifti",
+    seed: Seed = 0,
+    cores: Annotated[
+        int | None, typer.Option("--cores", help="Blocks computed at a time.  [default: all cores]")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option("--scheduler", help="Address of a dask scheduler whose workers compute.")
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Map the posterior of every voxel of a scan, with the populations of a fit.
+
+    With --rois each region takes the population of the fitted region of its name; without, the mask (or the
+    whole image) takes that of the one fitted region, or of all regions together. The same command continues
+    a run that was ended.
+    """
+    from ivimbayes.maps import describe_maps
+    from ivimbayes.scans import read_scan
+    from ivimbayes.storage import read_tree
+    from ivimbayes.voxelwise import posterior_maps
+
+    if form not in FORMATS:
+        raise InputError(f"--format {form}; accepted are {', '.join(FORMATS)}")
+    tree = read_tree(fitted / "posterior.nc" if fitted.is_dir() or not fitted.exists() else fitted)
+    b = tree["posterior"]["b"] if "b" in tree["posterior"].coords else tree["constant_data"]["b"]
+    scan = read_scan(
+        dwi, bval, mask, rois, names=_names(names), averages=_numbers(averages, "--averages"),
+        b_min=float(b.min()) if b_min is None else b_min, b_max=float(b.max()) if b_max is None else b_max,
+        real_valued=real_valued,
+    )  # fmt: skip
+    out = (fitted if fitted.is_dir() else fitted.parent) / MAPS if out is None else out
+    with _OutFolder(out, overwrite) as folder:
+        store = folder / UNFINISHED_MAPS
+        made = posterior_maps(
+            scan, tree, noise=noise, interval=interval, keep_draws=keep_draws, seed=seed, cores=cores,
+            perfusion_prior=perfusion_prior, scheduler=scheduler, store=store, renew=True, progress=not quiet,
+        )  # fmt: skip
+        typer.echo(describe_maps(made))
+        _write_maps(made, store, folder, form)
+    typer.echo(f"written to {out}")
+
+
+def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> None:
+    """Write maps in a format, and take away the store they gathered in."""
+    from ivimbayes.maps import write_maps
+    from ivimbayes.storage import replacing
+
+    if form == "nifti":
+        write_maps(made, folder)
+    elif form == "netcdf":
+        with replacing(folder / "maps.nc") as path:
+            encoding = {name: {"zlib": True, "complevel": 4} for name in made.data_vars}
+            made.to_netcdf(path, engine="h5netcdf", encoding=encoding)
+    else:
+        shutil.rmtree(folder / "maps.zarr", ignore_errors=True)
+        made.close()
+        store.rename(folder / "maps.zarr")
+    shutil.rmtree(store, ignore_errors=True)
 
 
 @app.command()
@@ -201,7 +307,7 @@ class _OutFolder:
         try:
             self.made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
-            entries = [p.name for p in path.iterdir() if p.name != CHECKPOINT]
+            entries = [p.name for p in path.iterdir() if p.name not in (CHECKPOINT, UNFINISHED_MAPS)]
             if entries and not self.overwrite:
                 raise InputError(
                     f"{path}: the folder is not empty (holds {sorted(entries)[0]}); "
@@ -228,13 +334,31 @@ class _OutFolder:
         kept = self.path / CHECKPOINT
         if not list(kept.glob("region-*.nc")):
             shutil.rmtree(kept, ignore_errors=True)
+        if not any((self.path / UNFINISHED_MAPS / "blocks-done").glob("*")):
+            shutil.rmtree(self.path / UNFINISHED_MAPS, ignore_errors=True)
         for path in self.made:
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()
 
 
-def _write(tree: "xr.DataTree", folder: Path, truth: "xr.Dataset | None" = None) -> list[str]:
+def _map_regions(
+    scan: "xr.Dataset", tree: "xr.DataTree", folder: Path, seed: int, cores: int | None, quiet: bool
+) -> "xr.Dataset":
+    """Map the regions that were fitted, into a folder that `_write` puts in its place."""
+    from ivimbayes.maps import write_maps
+    from ivimbayes.voxelwise import posterior_maps
+
+    made = posterior_maps(scan, tree, seed=seed, cores=cores, progress=not quiet)
+    shutil.rmtree(folder / CHECKPOINT / MAPS, ignore_errors=True)
+    write_maps(made, folder / CHECKPOINT / MAPS)
+    return made
+
+
+def _write(
+    tree: "xr.DataTree", folder: Path, made: "xr.Dataset | None", truth: "xr.Dataset | None" = None
+) -> list[str]:
     """Write the results, print them, and return the verdicts."""
+    from ivimbayes.maps import describe_maps
     from ivimbayes.storage import replacing, write_tree
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
@@ -250,8 +374,13 @@ def _write(tree: "xr.DataTree", folder: Path, truth: "xr.Dataset | None" = None)
             frame.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
     for stale in set(RESULTS) - {"posterior.nc", *tables}:
         (folder / stale).unlink(missing_ok=True)
+    shutil.rmtree(folder / MAPS, ignore_errors=True)
+    if made is not None:
+        (folder / CHECKPOINT / MAPS).rename(folder / MAPS)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     print_fit(table, diagnoses, tree)
+    if made is not None:
+        typer.echo(f"{MAPS}: {describe_maps(made)}")
     if truth is not None:
         print_truth(tables["truth.tsv"])
     return [d.verdict for d in diagnoses.values()]

@@ -118,3 +118,15 @@ def _provenance(attrs: Mapping[str, Any]) -> dict[str, Any]:
     if "Interval" in plain:
         plain["Interval"] = {"Type": "highest density", "Probability": float(plain["Interval"])}
     return plain | {"Software": f"ivimbayes {version('ivimbayes')}"}
+
+
+def describe_maps(maps: xr.Dataset) -> str:
+    """Count the voxels of each status, in words."""
+    status = np.bincount(maps["status"].values.ravel(), minlength=len(STATUS))
+    inside = int(status.sum() - status[STATUS["outside"]])
+    parts = [
+        f"{status[code]:,} {name.replace('_', ' ')}"
+        for name, code in STATUS.items()
+        if name != "outside" and (status[code] or name == "ok")
+    ]
+    return f"{inside:,} voxels: {', '.join(parts)}"

@@ -80,7 +80,15 @@ class ZarrStore:
     scan, fit and settings it belongs to.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], box: tuple[int, ...], keep_draws: int, key: str):
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        box: tuple[int, ...],
+        keep_draws: int,
+        key: str,
+        renew: bool = False,
+    ):
         import zarr
 
         self.path, self.layout, self.done = path, _layout(keep_draws), path / DONE
@@ -93,13 +101,14 @@ class ZarrStore:
                 found = json.loads(note.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 found = None
-            if found != mine:
+            if found == mine:
+                self.group = zarr.open_group(path, mode="r+")
+                return
+            if not renew:
                 raise InputError(
                     f"{path}: holds maps of another scan, fit or setting; name another store or delete it"
                 )
-            self.group = zarr.open_group(path, mode="r+")
-            return
-        if path.exists() and any(
+        elif path.exists() and any(
             p.name not in ("zarr.json", DONE, *self.layout, "affine") for p in path.iterdir()
         ):
             raise InputError(f"{path}: the folder holds other files; name another store")

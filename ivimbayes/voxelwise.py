@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import chi2
 
-from ivimbayes.errors import InputError
+from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.kernel import (
     COLUMNS,
     EFFECTIVE,
@@ -150,6 +151,7 @@ def posterior_maps(
     cores: int | None = None,
     scheduler: Any = None,
     store: str | Path | None = None,
+    renew: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Map the posterior of every voxel of a scan's regions, or of its mask.
@@ -158,8 +160,8 @@ def posterior_maps(
     ----------
     scan : Dataset
         From `read_scan`. ``signal`` may be a dask array. A region takes the population of the fitted region
-        of the same name. Where the scan has no labels, all voxels take the one fitted region's, or, of
-        several, the mixture of all that did not fail.
+        of the same name. Where the scan has no labels, all voxels take the one fitted region's, or one
+        population with the mean and covariance of the voxels of all regions that did not fail.
     fit : DataTree
         From `fit`.
     noise : {"gaussian", "rician"}
@@ -183,6 +185,8 @@ def posterior_maps(
     store : path, optional
         Folder of a zarr store into which the maps are written block by block. A run that was ended continues
         there.
+    renew : bool
+        Replace a store that holds maps of another scan, fit or setting.
     progress : bool
         Show a bar.
 
@@ -198,6 +202,11 @@ def posterior_maps(
     ------
     InputError
         If an option is out of range, a region of the scan was not fitted, or the store holds other maps.
+
+    Warns
+    -----
+    InputWarning
+        If the b values or averages are not those of the fit.
 
     Notes
     -----
@@ -229,7 +238,7 @@ def posterior_maps(
         sink = MemoryStore(shape, keep_draws)
     else:
         key = hashlib.sha256((task.digest + _signal_digest(scan)).encode()).hexdigest()
-        sink = ZarrStore(Path(store), shape, box, keep_draws, key)
+        sink = ZarrStore(Path(store), shape, box, keep_draws, key, renew)
     labels = scan["roi"].values
     todo = [block for block in _blocks(shape, box) if labels[block].any() and not sink.has(block)]
     total = int((labels != 0).sum())
@@ -253,6 +262,7 @@ def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:
     ):
         if not good:
             raise InputError(f"{name} {options[name]!r}; {way}")
+    _compare_protocols(scan, fit)
     return Task(
         b=scan["b"].values.astype(float),
         averages=scan["averages"].values.astype(float),
@@ -261,6 +271,27 @@ def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:
         real_valued=bool(scan.attrs.get("real_valued")),
         **options,
     )
+
+
+def _compare_protocols(scan: xr.Dataset, fit: xr.DataTree) -> None:
+    """Warn where sigma of the fit may not be that of the scan."""
+    constant = fit["constant_data"].to_dataset()
+    b, averages = constant["b"].values, constant["averages"].values.max(axis=0)
+    source = scan.attrs.get("source", "scan")
+    if not np.array_equal(b, scan["b"].values):
+        found, fitted = (f"{len(v)} from {v.min():g} to {v.max():g}" for v in (scan["b"].values, b))
+        warnings.warn(
+            f"{source}: its b values ({found} s/mm2) are not those of the fit ({fitted}); "
+            "the fit's noise and S0 are taken to be the scan's",
+            InputWarning,
+            stacklevel=4,
+        )
+    elif not np.allclose(averages / averages.max(), scan["averages"].values / scan["averages"].values.max()):
+        warnings.warn(
+            f"{source}: its averages are not those of the fit; give the same --averages",
+            InputWarning,
+            stacklevel=4,
+        )
 
 
 def _populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
@@ -278,25 +309,35 @@ def _populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
     result = {}
     for label, name in names.items():
         chosen = [name] if name in fitted else [r for r in fitted if verdicts[r] != "failed"] or fitted
-        parts = [_population(fit, posterior, roi) for roi in chosen]
-        size = -(-POPULATION_DRAWS // len(parts))
-        picked = [np.linspace(0, len(p["mean"]) - 1, min(size, len(p["mean"]))).astype(int) for p in parts]
-        joined = {
-            key: np.concatenate([p[key][i] for p, i in zip(parts, picked, strict=True)])
-            for key in ("mean", "covariance", "sigma", "S0", "S0_sd")
-        }
-        order = np.argsort(np.concatenate([np.arange(len(i)) / len(i) for i in picked]), kind="stable")
+        drawn = _pool([_population(fit, posterior, roi) for roi in chosen])
         spec = ModelSpec.from_json(fit.attrs["spec"])
         worst = max((verdicts[r] for r in chosen), key=("converged", "doubtful", "failed").index)
         result[label] = Population(
             names=tuple(chosen),
-            **{key: values[order] for key, values in joined.items()},
+            **drawn,
             nu=spec.nu if spec.population == "student_t" else 0.0,
             verdict=worst,
-            own=np.concatenate([p["own"] for p in parts]),
-            own_signal=np.concatenate([p["own_signal"] for p in parts]),
         )
     return result
+
+
+def _pool(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Make one population of several: mean and covariance of all voxels, draw by draw, each counting alike."""
+    size = min(POPULATION_DRAWS, *(len(p["sigma"]) for p in parts))
+    own = {key: np.concatenate([p[key] for p in parts]) for key in ("own", "own_signal")}
+    even = [np.linspace(0, len(p["sigma"]) - 1, size).round().astype(int) for p in parts]
+    mean, covariance, sigma, S0, S0_sd = (
+        np.stack([p[key][i] for p, i in zip(parts, even, strict=True)])
+        for key in ("mean", "covariance", "sigma", "S0", "S0_sd")
+    )
+    apart, S0_apart = mean - mean.mean(axis=0), S0 - S0.mean(axis=0)
+    return own | {
+        "mean": mean.mean(axis=0),
+        "covariance": (covariance + np.einsum("cri,crj->crij", apart, apart)).mean(axis=0),
+        "sigma": np.sqrt((sigma**2).mean(axis=0)),
+        "S0": S0.mean(axis=0),
+        "S0_sd": np.sqrt((S0_sd**2 + S0_apart**2).mean(axis=0)),
+    }
 
 
 def _population(fit: xr.DataTree, posterior: xr.Dataset, roi: str) -> dict[str, np.ndarray]:
@@ -482,7 +523,7 @@ def _fill(
             result[f"{name}_{summary}"][inside] = out[good, FIELDS * p + s]
         result[f"{name}_contraction"][inside] = 1 - out[good, FIELDS * p + 1] ** 2 / population.variance[p]
         if task.keep_draws:
-            result[name][(slice(None), *inside)] = kept[good, p].T
+            result[name][:, inside[0], inside[1], inside[2]] = kept[good, p].T
     result["pareto_k"][here] = np.where(np.isfinite(k) | (k < 0), np.maximum(k, -10), np.nan)
     result["ess"][here] = effective
     odds = out[good, EVIDENCE] + np.log(task.perfusion_prior / (1 - task.perfusion_prior))
@@ -635,7 +676,7 @@ def _attrs(scan: xr.Dataset, fit: xr.DataTree, task: Task) -> dict[str, Any]:
         "population": json.dumps({names[k]: list(p.names) for k, p in task.populations.items()}),
         "interval": task.interval, "perfusion_prior": task.perfusion_prior, "draws": task.draws,
         "seed": task.seed, "inputs": scan.attrs.get("inputs", "{}"), "source": scan.attrs.get("source", ""),
-        "fit_inputs": fit.attrs.get("inputs", "{}"), "fit_seed": fit.attrs.get("seed", 0),
+        "fit_inputs": fit.attrs.get("inputs", "{}"), "fit_seed": int(fit.attrs.get("seed", 0)),
         "versions": json.dumps({p: version(p) for p in ("ivimbayes", "numpy", "numba")}),
     }  # fmt: skip
 
