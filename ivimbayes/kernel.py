@@ -24,14 +24,16 @@ WIDTH = 256  # lanes in a block at most; numbers of draws are multiples of it
 BINS, REACH, TAPS = 96, 5.0, 48  # of the density of a parameter: bins, half the range in sd, half the kernel
 NU = 7.0  # of the proposal
 CLASSES = 512  # of weights
-PROPOSALS = 6
+AROUND = 2  # bins to each side of the shortest interval that a parabola is laid through
+PROPOSALS, KERNELS, ROUNDS = 6, 64, 4  # of the second pass: at first, later, and how often
 STEPS = 40
+STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd
 ENOUGH, ENOUGH_K = 0.65, 0.5  # share of effective draws and Pareto k that spare a voxel the second pass
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)
 COLUMNS = 4 * FIELDS + 5
 BESSEL_CENTRE = 1.5
-SCRAMBLE = 101  # of 200 scramblings tried, the one whose intervals come closest to those of 16 384 draws
+SCRAMBLE = 89  # of 120 scramblings tried, the one whose intervals come closest to those of 16 384 draws
 
 
 def _bessel_series(degree: int = 16) -> tuple[float, ...]:
@@ -79,8 +81,13 @@ class Draws(NamedTuple):
         Of theta.
     precision : ndarray (6, N)
         Inverse covariance (or scale) of theta: 00, 11, 22, 01, 02, 12.
-    constant, lone_constant : ndarray (N,)
-        Log-density's terms that depend on no voxel, for two compartments and for one.
+    constant, shared : ndarray (N,)
+        Log-density's terms that depend on no voxel: of theta given the population, and of the signals.
+    typical : ndarray (10,)
+        Mean over the draws of the log-density of a normal population, a polynomial of theta - centre:
+        constant, gradient, and minus half the Hessian's 00, 11, 22 and minus its 01, 02, 12.
+    lone_constant : ndarray (N,)
+        `constant` and `shared` for one compartment.
     noise, S0, ratio : ndarray (N,)
         1 / sigma², mean of S0, and sigma² over the variance of S0.
     lone : ndarray (N,)
@@ -97,6 +104,8 @@ class Draws(NamedTuple):
     mean: Array
     precision: Array
     constant: Array
+    shared: Array
+    typical: Array
     lone_constant: Array
     noise: Array
     S0: Array
@@ -134,6 +143,7 @@ class Work(NamedTuple):
     log_w: Array
     w: Array
     square: Array
+    log_q: Array
     exponent: Array
     power: Array
     bits: np.ndarray
@@ -160,16 +170,16 @@ def make_protocol(b: Array, averages: Array, rician: bool = False) -> Protocol:
 
 
 @cache
-def make_points(dims: int, count: int, seed: int) -> Points:
+def make_points(dims: int, count: int, seed: int, nu: float = NU) -> Points:
     """Draw scrambled Sobol points and turn them to a Student-t along their radius."""
     u = np.clip(qmc.Sobol(dims + 1, seed=SCRAMBLE + seed).random(count), 1e-12, 1 - 1e-12)
     z = norm.ppf(u[:, :dims])
     radius = np.sqrt((z**2).sum(axis=1))
     # the radius of a Student-t with the same probability, of which the square over dims is F-distributed
-    new = np.sqrt(dims * fisher.ppf(np.clip(chi.cdf(radius, dims), 0, 1 - 1e-13), dims, NU))
+    new = np.sqrt(dims * fisher.ppf(np.clip(chi.cdf(radius, dims), 0, 1 - 1e-13), dims, nu))
     z *= (new / radius)[:, None]
-    constant = math.lgamma((NU + dims) / 2) - math.lgamma(NU / 2) - dims / 2 * math.log(NU * math.pi)
-    log_q = constant - 0.5 * (NU + dims) * np.log1p((z**2).sum(axis=1) / NU)
+    constant = math.lgamma((nu + dims) / 2) - math.lgamma(nu / 2) - dims / 2 * math.log(nu * math.pi)
+    log_q = constant - 0.5 * (nu + dims) * np.log1p((z**2).sum(axis=1) / nu)
     return Points(np.ascontiguousarray(z.T), log_q, norm.ppf(u[:, dims]))
 
 
@@ -227,13 +237,23 @@ def make_draws(
     total = widening * covariance.mean(axis=0) + np.cov(mean.T, bias=True)
     around = np.linalg.inv(total)
     middle = [np.median(1 / sigma**2), np.median(S0), np.median(sigma**2 / S0_sd**2), 1 / total[1, 1]]
+    constant = normaliser(3) - 0.5 * np.linalg.slogdet(Sigma)[1]
+    centre = mean.mean(axis=0)
+    gradient = np.einsum("rij,rj->ri", precision, mu - centre)
+    away = 0.5 * np.einsum("ri,ri->r", gradient, mu - centre)
+    A = precision.mean(axis=0)
+    typical = [
+        np.mean(constant - away), *gradient.mean(axis=0), *(-0.5 * np.diag(A)), -A[0, 1], -A[0, 2], -A[1, 2]
+    ]  # fmt: skip
     return Draws(
         np.ascontiguousarray(mu.T),
         np.stack([precision[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]),
-        shared - 0.5 * np.linalg.slogdet(Sigma)[1] + normaliser(3),
+        constant,
+        shared,
+        np.array(typical),
         shared - 0.5 * np.log(Sigma[:, 1, 1]) + normaliser(1),
         1 / noise**2, S0[chosen].astype(float), noise**2 / tau**2, 1 / Sigma[:, 1, 1], float(nu),
-        mean.mean(axis=0), around, np.array(middle),
+        centre, around, np.array(middle),
     )  # fmt: skip
 
 
@@ -423,15 +443,34 @@ def _add_population(o, n, x, draws, log_w, work):
         quadratic[w] = d0[w] * (d0[w] * a00[w] + 2.0 * (d1[w] * a01[w] + d2[w] * a02[w]))
     for w in range(n):
         quadratic[w] += d1[w] * (d1[w] * a11[w] + 2.0 * d2[w] * a12[w]) + d2[w] * d2[w] * a22[w]
+    constant, shared, out = draws.constant[o : o + n], draws.shared[o : o + n], log_w[o : o + n]
     if draws.nu > 0.0:
         for w in range(n):
             quadratic[w] = 1.0 + quadratic[w] / draws.nu
         logarithms(quadratic[:n], d0[:n], work.bits[0, :n])
         for w in range(n):
-            log_w[o + w] += draws.constant[o + w] - 0.5 * (draws.nu + 3.0) * d0[w]
-    else:
-        for w in range(n):
-            log_w[o + w] += draws.constant[o + w] - 0.5 * quadratic[w]
+            out[w] += shared[w] + constant[w] - 0.5 * (draws.nu + 3.0) * d0[w]
+        return
+    # a draw's log-density differs from the mean m over draws by e, whose mean is 0: exp(m) (exp(e) - e) has
+    # the mean of exp(m + e), is positive, and is free of what is linear in e
+    t, c0, c1, c2 = draws.typical, draws.centre[0], draws.centre[1], draws.centre[2]
+    for w in range(n):
+        d0[w] = x0[w] - c0
+        d1[w] = x1[w] - c1
+        d2[w] = x2[w] - c2
+    mean, log = work.slow, work.fast
+    for w in range(n):
+        mean[w] = t[0] + d0[w] * (t[1] + t[4] * d0[w] + t[7] * d1[w] + t[8] * d2[w])
+    for w in range(n):
+        mean[w] += d1[w] * (t[2] + t[5] * d1[w] + t[9] * d2[w]) + d2[w] * (t[3] + t[6] * d2[w])
+    for w in range(n):
+        quadratic[w] = constant[w] - 0.5 * quadratic[w] - mean[w]
+    exponentials(quadratic[:n], d0[:n], work.bits[0, :n])
+    for w in range(n):
+        d0[w] -= quadratic[w]
+    logarithms(d0[:n], log[:n], work.bits[0, :n])
+    for w in range(n):
+        out[w] += shared[w] + mean[w] + (log[w] if quadratic[w] < 50.0 else quadratic[w])
 
 
 @jit
@@ -708,18 +747,50 @@ def _lone_mode(start, signal, square, protocol, draws, P, mode, L):
 
 
 @jit
-def _spread(mode, L, points, P, first, count, x):
-    """Draws x = mode + L⁻ᵀ z of points first to first + count."""
+def _objective(theta, merged, raw, square, protocol, draws, P, gradient, H):
+    """Half of -2 log posterior, S0 profiled out (Gaussian noise) or the last of theta."""
+    if P == 3:
+        value, _ = _gaussian_fit(theta, merged, square, protocol, draws, gradient, H)
+    else:
+        value = _rician_fit(theta, raw, protocol, draws, gradient, H)
+    for i in range(3):
+        for j in range(3):
+            value += 0.5 * draws.around[i, j] * (theta[i] - draws.centre[i]) * (theta[j] - draws.centre[j])
+    return value
+
+
+@jit
+def _fit_stretch(mode, L, objective, merged, raw, square, protocol, draws, P, stretch):
+    """How much wider than the Hessian says the posterior is, to each side along each of its axes."""
+    gradient, H, axis, trial = np.empty(4), np.empty((4, 4)), np.empty(4), np.empty(4)
+    for j in range(P):
+        for i in range(P - 1, -1, -1):
+            axis[i] = 1.0 if i == j else 0.0
+            for k in range(i + 1, P):
+                axis[i] -= L[k, i] * axis[k]
+            axis[i] /= L[i, i]
+        for side in range(2):
+            for i in range(P):
+                trial[i] = mode[i] + (2 * side - 1) * STRIDE * axis[i]
+            rise = _objective(trial, merged, raw, square, protocol, draws, P, gradient, H) - objective
+            fall = 2.0 * rise / STRIDE**2
+            stretch[j, side] = 1.0 / math.sqrt(min(max(fall, 0.25), 2.0)) if math.isfinite(fall) else 1.0
+
+
+@jit
+def _spread(mode, L, stretch, points, P, first, count, x):
+    """Draws x = mode + L⁻ᵀ u of points first to first + count, u their z stretched to each side."""
     for i in range(P - 1, -1, -1):
-        inverse, centre = 1.0 / L[i, i], mode[i]
-        for s in range(first, first + count):
-            x[i, s] = points.z[i, s]
+        inverse, centre, down, up = 1.0 / L[i, i], mode[i], stretch[i, 0], stretch[i, 1]
+        z, out = points.z[i, first : first + count], x[i, first : first + count]
+        for s in range(count):
+            out[s] = z[s] * (up if z[s] > 0.0 else down)
         for k in range(i + 1, P):
-            factor, other = L[k, i], mode[k]
-            for s in range(first, first + count):
-                x[i, s] -= factor * (x[k, s] - other)
-        for s in range(first, first + count):
-            x[i, s] = centre + inverse * x[i, s]
+            factor, shift, later = L[k, i], L[k, i] * mode[k], x[k, first : first + count]
+            for s in range(count):
+                out[s] -= factor * later[s] - shift
+        for s in range(count):
+            out[s] = centre + inverse * out[s]
 
 
 @jit
@@ -963,8 +1034,7 @@ def _describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
     if kind == 0:
         for i in range(BINS + 1):
             values[i] = 1.0 / (1.0 + values[i])
-    best, at, j = np.inf, 0, 0
-    before = after = last = np.inf
+    sizes, tried, at, j = smooth, 0, 0, 0
     for i in range(BINS):
         level = cumulative[i] + interval
         if level >= 1.0:
@@ -972,17 +1042,24 @@ def _describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
         while j < BINS - 1 and cumulative[j + 1] < level:
             j += 1
         gap = cumulative[j + 1] - cumulative[j]
-        size = values[j] + (level - cumulative[j]) / gap * (values[j + 1] - values[j]) - values[i]
-        if size < best:
-            best, at, before, after = size, i, last, np.inf
-        elif i == at + 1:
-            after = size
-        last = size
-    shift = 0.0
-    if math.isfinite(before) and math.isfinite(after):
-        bend = before - 2.0 * best + after
+        sizes[i] = values[j] + (level - cumulative[j]) / gap * (values[j + 1] - values[j]) - values[i]
+        if sizes[i] < sizes[at]:
+            at = i
+        tried += 1
+    # the minimum of a parabola through the sizes around the smallest
+    reach, shift = min(AROUND, at, tried - 1 - at), 0.0
+    if reach > 0:
+        slope = bend = squares = fourths = mean = 0.0
+        for i in range(-reach, reach + 1):
+            mean += sizes[at + i]
+            slope += i * sizes[at + i]
+            bend += i * i * sizes[at + i]
+            squares += i * i
+            fourths += i**4
+        n = 2 * reach + 1
+        bend = (bend - squares * mean / n) / (fourths - squares * squares / n)
         if bend > 0.0:
-            shift = 0.5 * (before - after) / bend
+            shift = min(max(-0.5 * slope / squares / bend, -1.0 * reach), 1.0 * reach)
     edge = at + shift
     i = int(math.floor(edge))
     level = cumulative[i] + (edge - i) * (cumulative[i + 1] - cumulative[i])
@@ -1003,7 +1080,7 @@ def _finish_weights(count, log_w, w, work):
 
 
 @jit
-def _first_pass(count, theta, merged, raw, square, protocol, draws, points, L, H, work):
+def _first_pass(count, theta, merged, raw, square, protocol, draws, points, L, H, stretch, work):
     """Weighted draws around the mode. Returns as `_finish_weights`; top is then of the evidence."""
     P = 4 if protocol.rician == 1 else 3
     for i in range(3):
@@ -1013,12 +1090,19 @@ def _first_pass(count, theta, merged, raw, square, protocol, draws, points, L, H
         objective, _ = _find_mode(theta, raw, square, protocol, draws, 4, H, L)
     if not math.isfinite(objective):
         return -np.inf, 0.0, 0.0, np.inf
-    _spread(theta, L, points, P, 0, count, work.x)
+    _fit_stretch(theta, L, objective, merged, raw, square, protocol, draws, P, stretch)
+    _spread(theta, L, stretch, points, P, 0, count, work.x)
     signal = raw if P == 4 else merged
     _evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
-    shift = _log_determinant(L, P)
+    log_q, shift = work.log_q, _log_determinant(L, P)
     for s in range(count):
-        work.log_w[s] -= points.log_q[s] + shift
+        log_q[s] = points.log_q[s] + shift
+    for i in range(P):
+        z, down, up = points.z[i], math.log(stretch[i, 0]), math.log(stretch[i, 1])
+        for s in range(count):
+            log_q[s] -= up if z[s] > 0.0 else down
+    for s in range(count):
+        work.log_w[s] -= log_q[s]
     return _finish_weights(count, work.log_w, work.w, work)
 
 
@@ -1042,6 +1126,7 @@ def _robust_pass(merged, raw, square, protocol, draws, points, work):
     P, count = 4 if protocol.rician == 1 else 3, points.log_q.size
     signal = raw if P == 4 else merged
     modes, factors = np.empty((PROPOSALS, 4)), np.zeros((PROPOSALS, 4, 4))
+    ones = np.ones((4, 2))
     share, H, theta, L = np.zeros(PROPOSALS), np.empty((4, 4)), np.empty(4), np.zeros((4, 4))
     n, lowest = 0, np.inf
     for start in range(7):
@@ -1080,76 +1165,112 @@ def _robust_pass(merged, raw, square, protocol, draws, points, work):
     _population_factor(draws, P, modes[n], factors[n])
     share[n] = 0.2 if n > 0 else 1.0
     n += 1
-    constant = math.lgamma((NU + P) / 2) - math.lgamma(NU / 2) - P / 2 * math.log(NU * math.pi)
-    result = (-np.inf, 0.0, 0.0, np.inf)
-    adapted = False
-    for _ in range(4):
-        edge, reached = 0, 0.0
-        for c in range(n):
-            reached += share[c]
-            next_edge = count if c == n - 1 else int(round(reached * count))
-            _spread(modes[c], factors[c], points, P, edge, next_edge - edge, work.x)
-            edge = next_edge
-        _evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
-        density, quadratic, z, lanes = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
-        for o in range(0, count, WIDTH):
-            for w in range(WIDTH):
-                density[w] = 0.0
-            for c in range(n):
-                for w in range(WIDTH):
-                    quadratic[w] = 1.0
-                for i in range(P):
-                    for w in range(WIDTH):
-                        z[w] = 0.0
-                    for j in range(i, P):
-                        factor, centre = factors[c, j, i], modes[c, j]
-                        for w in range(WIDTH):
-                            z[w] += factor * (work.x[j, o + w] - centre)
-                    for w in range(WIDTH):
-                        quadratic[w] += z[w] * z[w] / NU
-                logarithms(quadratic, lanes, work.bits[0])
-                offset = constant + math.log(share[c]) + _log_determinant(factors[c], P)
-                for w in range(WIDTH):
-                    lanes[w] = offset - 0.5 * (NU + P) * lanes[w]
-                exponentials(lanes, z, work.bits[0])
-                for w in range(WIDTH):
-                    density[w] += z[w]
-            logarithms(density, lanes, work.bits[0])
-            for w in range(WIDTH):
-                work.log_w[o + w] -= lanes[w]
-        result = _finish_weights(count, work.log_w, work.w, work)
+    edge, reached = 0, 0.0
+    for c in range(n):
+        reached += share[c]
+        next_edge = count if c == n - 1 else int(round(reached * count))
+        _spread(modes[c], factors[c], ones, points, P, edge, next_edge - edge, work.x)
+        edge = next_edge
+    density = work.square
+    for s in range(count):
+        density[s] = 0.0
+    for c in range(n):
+        _add_students(count, modes[c], factors[c], share[c], P, work.x, density, work)
+    result = _weigh(count, signal, square, protocol, draws, density, work)
+    centres, factor, cov = np.empty((KERNELS, 4)), np.zeros((4, 4)), np.zeros((4, 4))
+    narrow = 0.25
+    for _ in range(ROUNDS):
         top, total, effective, k = result
-        if not total > 0.0 or (k <= ENOUGH_K and effective > 0.1 * count):
+        if not total > 0.0 or (k <= ENOUGH_K and effective > 0.25 * count):
             break
-        # add, or renew, a proposal with the moments of the draws
-        at = n - 1 if adapted else n
-        if at == PROPOSALS:
-            break
-        cov = np.zeros((4, 4))
+        # narrow proposals around draws of the posterior so far, their weights cut where they are few
+        limit = total / math.sqrt(count)
+        for s in range(count):
+            work.w[s] = min(work.w[s], limit)
+        total, _ = _sums(work.w[:count])
         for i in range(P):
             theta[i], _ = _moments(count, work.w, total, work.x[i])
-        for s in range(count):
-            for i in range(P):
-                for j in range(i + 1):
-                    each = work.w[s] * (work.x[i, s] - theta[i]) * (work.x[j, s] - theta[j])
-                    cov[i, j] += 1.5 * each / total
         for i in range(P):
-            cov[i, i] += 1e-12
-            for j in range(i):
-                cov[j, i] = cov[i, j]
-        precision = np.linalg.inv(cov[:P, :P])
-        if not _cholesky(precision, P, L):
-            break
-        for i in range(P):
-            modes[at, i] = theta[i]
             for j in range(i + 1):
-                factors[at, i, j] = L[i, j]
-        if not adapted:
-            for c in range(n):
-                share[c] *= 0.5
-            share[n] = 0.5
-            n, adapted = n + 1, True
+                each = 0.0
+                for s in range(count):
+                    each += work.w[s] * (work.x[i, s] - theta[i]) * (work.x[j, s] - theta[j])
+                cov[i, j] = narrow * each / total
+                cov[j, i] = cov[i, j]
+            cov[i, i] += 1e-12
+        if not _cholesky(np.linalg.inv(cov[:P, :P]), P, factor):
+            break
+        s, passed = 0, work.w[0]
+        for c in range(KERNELS):
+            level = (c + 0.5) / KERNELS * total
+            while passed < level and s < count - 1:
+                s += 1
+                passed += work.w[s]
+            for i in range(P):
+                centres[c, i] = work.x[i, s]
+        # a tenth of the draws stays with the first proposals, the last draws of each
+        kept = count // 10 // WIDTH * WIDTH
+        fresh = count - kept
+        edge, reached = fresh, 0.0
+        for c in range(n):
+            reached += share[c]
+            next_edge = count if c == n - 1 else fresh + int(round(reached * kept))
+            _spread(modes[c], factors[c], ones, points, P, edge, next_edge - edge, work.x)
+            edge = next_edge
+        for c in range(KERNELS):
+            first, last = c * fresh // KERNELS, (c + 1) * fresh // KERNELS
+            _spread(centres[c], factor, ones, points, P, first, last - first, work.x)
+        for s in range(count):
+            density[s] = 0.0
+        for c in range(n):
+            _add_students(count, modes[c], factors[c], share[c] * kept / count, P, work.x, density, work)
+        for c in range(KERNELS):
+            _add_students(count, centres[c], factor, fresh / count / KERNELS, P, work.x, density, work)
+        result = _weigh(count, signal, square, protocol, draws, density, work)
+        narrow *= 0.6
     return result
+
+
+@jit
+def _add_students(count, mode, factor, share, P, x, density, work):
+    """Add a part of a mixture's density at the draws x: a Student-t, ``factor`` of its inverse covariance."""
+    constant = math.lgamma((NU + P) / 2) - math.lgamma(NU / 2) - P / 2 * math.log(NU * math.pi)
+    constant = share * math.exp(constant + _log_determinant(factor, P))
+    quadratic, z = work.sums[0], work.sums[1]
+    for o in range(0, count, WIDTH):
+        for w in range(WIDTH):
+            quadratic[w] = 1.0
+        for i in range(P):
+            for w in range(WIDTH):
+                z[w] = 0.0
+            for j in range(i, P):
+                slope, shift, row = factor[j, i], factor[j, i] * mode[j], x[j, o : o + WIDTH]
+                for w in range(WIDTH):
+                    z[w] += slope * row[w] - shift
+            for w in range(WIDTH):
+                quadratic[w] += z[w] * z[w] * (1.0 / NU)
+        out = density[o : o + WIDTH]
+        for w in range(WIDTH):  # the power -(NU + P) / 2 for NU = 7
+            inverse = 1.0 / quadratic[w]
+            square = inverse * inverse
+            quadratic[w] = square * square * inverse
+            z[w] = math.sqrt(inverse)
+        if P == 4:
+            for w in range(WIDTH):
+                quadratic[w] *= z[w]
+        for w in range(WIDTH):
+            out[w] += constant * quadratic[w]
+
+
+@jit
+def _weigh(count, signal, square, protocol, draws, density, work):
+    """Evaluate the draws in ``work.x``, weight them over the density of their proposal, keep its log."""
+    _evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
+    for o in range(0, count, WIDTH):
+        logarithms(density[o : o + WIDTH], work.log_q[o : o + WIDTH], work.bits[0])
+    for s in range(count):
+        work.log_w[s] -= work.log_q[s]
+    return _finish_weights(count, work.log_w, work.w, work)
 
 
 @jit
@@ -1184,25 +1305,34 @@ def _over_draws(count, lone, x, S0, given, square, draws, few, matrix, work):
             for r in range(WIDTH):
                 total[r] = (draws.nu + dims) * logs[r]
         for r in range(WIDTH):
-            constant = few.lone_constant[r] if lone else few.constant[r]
+            constant = few.lone_constant[r] if lone else few.constant[r] + few.shared[r]
             matrix[s, r] += constant - 0.5 * total[r]
 
 
 @jit
-def _own_weights(count, square, draws, few, log_q, matrix, normaliser, work):
-    """Log-weights of draws of a voxel that was itself fitted.
+def _mean_weights(count, own, square, draws, few, matrix, normaliser, work):
+    """Log-weights of the draws in ``work.x``, each averaged over the draws `few` of the population.
 
-    Given the population, each of whose draws has seen the voxel, its posterior is the mean of the normalised
-    conditional posteriors; ``normaliser`` is filled with their log-evidences.
+    Given the population, of which each draw has seen an ``own`` voxel, that voxel's posterior is the mean of
+    the normalised conditional posteriors; ``normaliser`` is filled with their log-evidences.
     """
     _over_draws(count, False, work.x, work.value[3], work.given, square, draws, few, matrix, work)
-    _log_means(count, log_q, matrix, normaliser, work)
+    _log_means(count, work.log_q, matrix, normaliser, work)
+    top = 0.0
+    if not own:
+        top = normaliser.max()
+        for r in range(WIDTH):
+            normaliser[r] = top
     lanes = work.sums[0]
     for s in range(count):
         for r in range(WIDTH):
             lanes[r] = matrix[s, r] - normaliser[r]
         exponentials(lanes, work.sums[1], work.bits[0])
-        work.log_w[s] = math.log(max(work.sums[1].mean(), 1e-300))
+        total, _ = _sums(work.sums[1])
+        work.log_w[s] = math.log(max(total / WIDTH, 1e-300))
+    for s in range(count):
+        work.log_w[s] += top
+    return _finish_weights(count, work.log_w, work.w, work)
 
 
 @jit
@@ -1273,6 +1403,11 @@ def _resample(count, w, total, value, given, normal, rician, identity, seed, kep
 
 
 @jit
+def _at_least(matrix, rows):
+    return matrix if matrix.shape[0] >= rows else np.empty((rows, WIDTH))
+
+
+@jit
 def voxel_posteriors(
     merged, raw, square, identity, own, protocol, draws, few, many, points, more_points, lone_points,
     interval, bandwidth, seed, out, kept,
@@ -1314,12 +1449,14 @@ def voxel_posteriors(
     rows = max(6, 2 * S)
     work = Work(
         np.zeros((4, largest)), np.zeros((4, largest)), np.zeros(largest), np.empty(largest),
-        np.empty(largest), np.empty(largest), np.empty((rows, WIDTH)), np.empty((rows, WIDTH)),
-        np.empty((rows, WIDTH), np.int64), np.empty((M, WIDTH)), np.empty(WIDTH), np.empty(WIDTH),
+        np.empty(largest), np.empty(largest), np.empty(largest), np.empty((rows, WIDTH)),
+        np.empty((rows, WIDTH)), np.empty((rows, WIDTH), np.int64), np.empty((M, WIDTH)), np.empty(WIDTH),
+        np.empty(WIDTH),
         np.empty((4, WIDTH)), np.empty((7, BINS + 2 * TAPS + 1)), np.empty(BINS + 1, np.int64),
         np.empty(WIDTH, np.int32), np.empty(CLASSES, np.int32), np.empty(largest + 1),
     )  # fmt: skip
-    theta, L, H = np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4))
+    theta, L, H, stretch = np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 2))
+    ones = np.ones((4, 2))
     matrix, normaliser, lone_normaliser = np.empty((0, WIDTH)), np.empty(WIDTH), np.empty(WIDTH)
     filled = 0.0
     for v in range(merged.shape[0]):
@@ -1328,19 +1465,20 @@ def voxel_posteriors(
             row[i] = np.nan
         count, passes, fitted, used = N, 1, own[v] and P == 3, draws
         top, total, effective, k = _first_pass(
-            N, theta, signal, raw[v], yy, protocol, draws, points, L, H, work
+            N, theta, signal, raw[v], yy, protocol, draws, points, L, H, stretch, work
         )
+        if fitted and total > 0.0:
+            matrix = _at_least(matrix, max(N, lone_count))
+            top, total, effective, k = _mean_weights(N, True, yy, draws, few, matrix, normaliser, work)
         if not (k <= ENOUGH_K and effective >= ENOUGH * N):
-            passes, count, fitted, used = 2, more_points.log_q.size, False, many
+            passes, count, used = 2, more_points.log_q.size, many
             top, total, effective, k = _robust_pass(signal, raw[v], yy, protocol, many, more_points, work)
-        elif fitted:
-            if matrix.shape[0] == 0:
-                matrix = np.empty((max(N, lone_count), WIDTH))
-            shift = _log_determinant(L, P)
-            for s in range(N):
-                work.square[s] = points.log_q[s] + shift
-            _own_weights(N, yy, draws, few, work.square, matrix, normaliser, work)
-            top, total, effective, k = _finish_weights(N, work.log_w, work.w, work)
+            uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws
+            if total > 0.0 and P == 3 and (fitted or uncertain):
+                matrix = _at_least(matrix, count)
+                top, total, effective, k = _mean_weights(
+                    count, fitted, yy, many, few, matrix, normaliser, work
+                )
         row[K_HAT], row[EFFECTIVE], row[PASSES] = k, effective, passes
         if not total > 0.0:
             continue
@@ -1377,7 +1515,7 @@ def voxel_posteriors(
         )
         # one compartment
         _lone_mode(draws.centre[1], signal, yy, protocol, draws, P - 2, theta, L)
-        _spread(theta, L, lone_points, P - 2, 0, lone_count, work.x)
+        _spread(theta, L, ones, lone_points, P - 2, 0, lone_count, work.x)
         _evaluate_lone(
             lone_count, raw[v] if P == 4 else signal, yy, protocol, draws, work.x, work.value, work.given,
             work.log_w, work,

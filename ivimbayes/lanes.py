@@ -43,16 +43,35 @@ def step_table(b: Array) -> tuple[Array, Array]:
     step : ndarray (M,)
         Which of the steps leads from the b value before (from 0) to this one; -1 for b = 0.
     steps : ndarray (3, S)
-        Distinct steps, and the two others whose sum each is; where these are -1, in the first columns, it is
-        no such sum.
+        Distinct steps and what lies between, and the two others whose sum each is; where these are -1, in the
+        first columns, it is no such sum.
     """
     difference = np.diff(b, prepend=0.0).round(B_DIGITS)
-    steps = [float(d) for d in np.unique(difference) if d > 0]
-    sums = {c: next(((a, c - a) for a in steps if a <= c - a and c - a in steps), None) for c in steps}
-    order = [c for c in steps if sums[c] is None] + [c for c in steps if sums[c] is not None]
-    pairs = [[order.index(part) for part in sums[c] or ()] or [-1, -1] for c in order]
+    simple: list[float] = []
+    sums: dict[float, tuple[float, float]] = {}
+    for c in (float(d) for d in np.unique(difference) if d > 0):
+        found = _as_sum(c, [*simple, *sums])
+        if found is None:
+            simple.append(c)
+        else:
+            sums |= found
+    order = [*simple, *sums]
+    pairs = [[-1, -1] for _ in simple] + [[order.index(part) for part in pair] for pair in sums.values()]
     table = np.array([[c, *pair] for c, pair in zip(order, pairs, strict=True)], float).reshape(-1, 3).T
     return np.array([order.index(d) if d > 0 else -1 for d in difference], float), table
+
+
+def _as_sum(c: float, known: list[float]) -> dict[float, tuple[float, float]] | None:
+    """Write a step as the sum of two that are known, or of one and the sum of two: a product is cheaper."""
+    for a in known:
+        if (rest := round(c - a, B_DIGITS)) in known:
+            return {c: (a, rest)}
+    for i, a in enumerate(known):
+        for other in known[i:]:
+            between = round(a + other, B_DIGITS)
+            if (rest := round(c - between, B_DIGITS)) in known or rest == between:
+                return {between: (a, other), c: (between, rest)}
+    return None
 
 
 @jit

@@ -41,7 +41,8 @@ from ivimbayes.stores import MapStore, MemoryStore, ZarrStore
 from ivimbayes.summary import diagnose
 
 NOISES = ("gaussian", "rician")
-DRAWS, ROBUST_FACTOR, LONE_DRAWS = 512, 8, 128
+DRAWS = {"gaussian": 512, "rician": 1024}
+ROBUST_FACTOR, LONE_DRAWS = 8, 128
 POPULATION_DRAWS = 4096
 CHUNK = 16_384  # voxels a block
 SLAB_BYTES = 128_000_000  # of signals read at a time
@@ -145,7 +146,7 @@ def posterior_maps(
     interval: float = 0.95,
     keep_draws: int = 0,
     perfusion_prior: float = 0.5,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
     chunk: int = CHUNK,
     cores: int | None = None,
@@ -172,8 +173,9 @@ def posterior_maps(
         Draws of each voxel to keep; ``f``, ``D``, ``D_star`` and ``S0`` (draw, x, y, z) then join the maps.
     perfusion_prior : float
         Probability of a perfusion compartment before a voxel's signals are seen.
-    draws : int
-        Weighted quasi-random draws a voxel, a multiple of 256; eight times as many where they fit badly.
+    draws : int, optional
+        Weighted quasi-random draws a voxel, a multiple of 256; eight times as many where they fit badly. 512
+        when not given, 1 024 with Rician noise.
     seed : int
         The same seed gives the same maps, whatever the chunk, the cores and the workers.
     chunk : int
@@ -224,7 +226,7 @@ def posterior_maps(
     """
     task = _make_task(
         scan, fit, noise=noise, interval=interval, keep_draws=keep_draws, perfusion_prior=perfusion_prior,
-        draws=draws, seed=seed,
+        draws=DRAWS.get(noise, 512) if draws is None else draws, seed=seed,
     )  # fmt: skip
     if chunk < 1:
         raise InputError(f"chunk {chunk}; give 1 voxel or more")
@@ -322,7 +324,7 @@ def _populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
 
 
 def _pool(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Make one population of several: mean and covariance of all voxels, draw by draw, each counting alike."""
+    """Make one population of several: mean and covariance of all voxels, draw by draw, each alike."""
     size = min(POPULATION_DRAWS, *(len(p["sigma"]) for p in parts))
     own = {key: np.concatenate([p[key] for p in parts]) for key in ("own", "own_signal")}
     even = [np.linspace(0, len(p["sigma"]) - 1, size).round().astype(int) for p in parts]
