@@ -257,6 +257,7 @@ def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> Non
     """Write maps in a format, and take away the store they gathered in."""
     from ivimbayes.maps import write_maps
     from ivimbayes.storage import replacing
+    from ivimbayes.stores import DONE
 
     if form == "nifti":
         write_maps(made, folder)
@@ -267,6 +268,7 @@ def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> Non
     else:
         shutil.rmtree(folder / "maps.zarr", ignore_errors=True)
         made.close()
+        shutil.rmtree(store / DONE)
         store.rename(folder / "maps.zarr")
     shutil.rmtree(store, ignore_errors=True)
 
@@ -334,7 +336,7 @@ class _OutFolder:
         kept = self.path / CHECKPOINT
         if not list(kept.glob("region-*.nc")):
             shutil.rmtree(kept, ignore_errors=True)
-        if not any((self.path / UNFINISHED_MAPS / "blocks-done").glob("*")):
+        if not any((self.path / UNFINISHED_MAPS / "blocks_done").glob("c/**/*")):
             shutil.rmtree(self.path / UNFINISHED_MAPS, ignore_errors=True)
         for path in self.made:
             if path.exists() and not any(path.iterdir()):

@@ -234,7 +234,8 @@ def make_draws(
         shared = -(K - 1) * np.log(noise) - np.log(tau) - 0.5 * K * math.log(2 * math.pi)
         shared += 0.5 * np.log(averages).sum()
     widening = nu / (nu - 2) if heavy else 1.0
-    total = widening * covariance.mean(axis=0) + np.cov(mean.T, bias=True)
+    d = mean - mean.mean(axis=0)  # without BLAS, whose sums depend on how busy its threads are
+    total = widening * covariance.mean(axis=0) + np.einsum("ri,rj->ij", d, d) / R
     around = np.linalg.inv(total)
     middle = [np.median(1 / sigma**2), np.median(S0), np.median(sigma**2 / S0_sd**2), 1 / total[1, 1]]
     constant = normaliser(3) - 0.5 * np.linalg.slogdet(Sigma)[1]
@@ -963,11 +964,12 @@ def _crossing(cumulative, target, start):
 
 @jit
 def _fill_kernel(smoothing, h2, kernel):
-    """Kernel of fourth order and variance `h2`, convolved with a normal one to `smoothing`, in bins."""
-    taps = min(int(4.0 * math.sqrt(smoothing)) + 1, TAPS)
+    """Kernel of sixth order and variance `h2`, convolved with a normal one to `smoothing`, in bins."""
+    taps = min(int(4.5 * math.sqrt(smoothing)) + 1, TAPS)
     for k in range(-taps, taps + 1):
-        bend = 1.0 - 0.5 * h2 * (k * k / smoothing - 1.0) / smoothing
-        kernel[TAPS + k] = math.exp(-0.5 * k * k / smoothing) * bend
+        u = k * k / smoothing
+        second, fourth = (u - 1.0) / smoothing, (u * u - 6.0 * u + 3.0) / smoothing**2
+        kernel[TAPS + k] = math.exp(-0.5 * u) * (1.0 - 0.5 * h2 * second + 0.125 * h2 * h2 * fourth)
     return taps
 
 
@@ -975,7 +977,7 @@ def _fill_kernel(smoothing, h2, kernel):
 def _describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
     """Median and shortest interval of a parameter from its smoothed density, into ``out[2:5]``.
 
-    Weighted draws ``t`` (logit, log or the value itself) are counted in bins, smoothed by a kernel of fourth
+    Weighted draws ``t`` (logit, log or the value itself) are counted in bins, smoothed by a kernel of sixth
     order, and of each draw's own normal variance `extra` where it stands for a distribution.
     """
     mean, variance = _moments(count, w, total, t)

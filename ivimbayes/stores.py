@@ -11,10 +11,9 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.maps import MAPPED, NAMES, SPACE, STATUS
-from ivimbayes.storage import replacing
 
 Block = tuple[slice, slice, slice]
-DONE = "blocks-done"  # a folder in the store: a file for each finished block
+DONE = "blocks_done"  # an array in the store: 1 for each finished block; it bears the key
 
 
 def _layout(keep_draws: int) -> dict[str, tuple[tuple[str, ...], str, Any]]:
@@ -91,52 +90,59 @@ class ZarrStore:
     ):
         import zarr
 
-        self.path, self.layout, self.done = path, _layout(keep_draws), path / DONE
-        mine = {"key": key, "box": list(box)}
-        note = path / "maps.json"
+        self.path, self.box, self.layout = path, box, _layout(keep_draws)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: a file is there; name another store")
-        if note.is_file():
-            try:
-                found = json.loads(note.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                found = None
-            if found == mine:
-                self.group = zarr.open_group(path, mode="r+")
-                return
-            if not renew:
-                raise InputError(
-                    f"{path}: holds maps of another scan, fit or setting; name another store or delete it"
-                )
-        elif path.exists() and any(
-            p.name not in ("zarr.json", DONE, *self.layout, "affine") for p in path.iterdir()
+        if path.exists() and any(
+            p.name not in ("zarr.json", DONE, *self.layout, *MAPPED, "affine") for p in path.iterdir()
         ):
             raise InputError(f"{path}: the folder holds other files; name another store")
-        shutil.rmtree(path, ignore_errors=True)  # an earlier run was ended while it laid the store out
-        path.mkdir(parents=True)
-        self.group = zarr.create_group(path)
+        found = _key(path)
+        if found is not None and found != key and not renew:
+            raise InputError(
+                f"{path}: holds maps of another scan, fit or setting; name another store or delete it"
+            )
+        if found == key:
+            self.group = zarr.open_group(path, mode="r+")
+        else:  # also where an earlier run was ended while it laid the store out
+            shutil.rmtree(path, ignore_errors=True)
+            self._lay_out(shape, keep_draws, key)
+        self.marks = self.group[DONE]
+        self.done = np.asarray(self.marks[...])
+
+    def _lay_out(self, shape: tuple[int, ...], keep_draws: int, key: str) -> None:
+        import zarr
+
+        self.path.mkdir(parents=True)
+        self.group = zarr.create_group(self.path)
         for name, (dims, dtype, outside) in self.layout.items():
             lead = (keep_draws,) if dims[0] == "draw" else ()
             self.group.create_array(
-                name, shape=(*lead, *shape), chunks=(*lead, *box), dtype=dtype, fill_value=outside,
-                dimension_names=list(dims), config={"write_empty_chunks": False},
+                name, shape=(*lead, *shape), chunks=(*lead, *self.box), dtype=dtype, fill_value=outside,
+                dimension_names=list(dims),
             )  # fmt: skip
-        self.done.mkdir()
-        with replacing(note) as temporary:
-            temporary.write_text(json.dumps(mine), encoding="utf-8")
+        self.group.create_array(
+            DONE,
+            shape=tuple(-(-n // size) for n, size in zip(shape, self.box, strict=True)),
+            chunks=(1, 1, 1),
+            dtype="uint8",
+            fill_value=0,
+            dimension_names=["block_x", "block_y", "block_z"],
+            attributes={"key": key},
+        )
 
-    def _mark(self, block: Block) -> Path:
-        return self.done / "-".join(str(s.start) for s in block)
+    def _place(self, block: Block) -> tuple[int, ...]:
+        return tuple(s.start // size for s, size in zip(block, self.box, strict=True))
 
     def has(self, block: Block) -> bool:
         """Whether a block was finished by an earlier run."""
-        return self._mark(block).exists()
+        return bool(self.done[self._place(block)])
 
     def put(self, block: Block, maps: Mapping[str, np.ndarray]) -> None:
         """Write the maps of a block, then its mark."""
         for name, values in maps.items():
             self.group[name][(slice(None),) * (values.ndim - 3) + block] = values
-        self._mark(block).touch()
+        self.marks[self._place(block)] = 1
 
     def finish(
         self, attrs: Mapping[str, Mapping[str, Any]], affine: np.ndarray, own: Mapping[str, Any]
@@ -151,4 +157,13 @@ class ZarrStore:
             self.group[name].attrs.update(dict(values))
         self.group["affine"].attrs["units"] = "mm"
         self.group.attrs.update(dict(own))
-        return xr.open_zarr(self.path, chunks=None, consolidated=False)
+        return xr.open_zarr(self.path, chunks=None, consolidated=False, drop_variables=[DONE])
+
+
+def _key(path: Path) -> str | None:
+    """Find the key of a store, if it was laid out to the end."""
+    try:
+        note = json.loads((path / DONE / "zarr.json").read_text(encoding="utf-8"))
+        return str(note["attributes"]["key"])
+    except (OSError, ValueError, KeyError):
+        return None

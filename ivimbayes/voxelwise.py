@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -46,7 +47,7 @@ ROBUST_FACTOR, LONE_DRAWS = 8, 128
 POPULATION_DRAWS = 4096
 CHUNK = 16_384  # voxels a block
 SLAB_BYTES = 128_000_000  # of signals read at a time
-BANDWIDTH = 0.5
+BANDWIDTH = 0.6
 MISFIT = 1e-6
 K_FAILED, K_DOUBTFUL, FEW_DRAWS = 1.0, 0.7, 100
 LOST_WORKERS = 3  # that a block may lose before the run gives up
@@ -245,12 +246,13 @@ def posterior_maps(
     todo = [block for block in _blocks(shape, box) if labels[block].any() and not sink.has(block)]
     total = int((labels != 0).sum())
     left = sum(int((labels[block] != 0).sum()) for block in todo)
-    with MapProgress(total, total - left, progress) as bar:
-        if todo:
+    with _workers(scheduler) as client, MapProgress(total, total - left, progress) as bar:
+        if todo and client is not None:
+            _run_on_workers(scan, labels, todo, task, sink, bar, client)
+        elif todo:
             bar.stage("compiling, once on a machine")
             _compile(noise)
-            run = _run_here if scheduler is None else _run_on_workers
-            run(scan, labels, todo, task, sink, bar, cores if scheduler is None else scheduler)
+            _run_here(scan, labels, todo, task, sink, bar, cores)
     return _finish(sink, scan, task, attrs)
 
 
@@ -358,9 +360,9 @@ def _population(fit: xr.DataTree, posterior: xr.Dataset, roi: str) -> dict[str, 
     }
     mine = constant["voxel_roi"].values == roi
     averaged, level = int(constant["averaged"].sel(roi=roi)), str(constant["level"].sel(roi=roi).values)
-    sigma = flat["sigma"] * np.sqrt(
-        averaged
-    )  # of one voxel: the noise of curves averaged over voxels is less
+    # curves averaged over voxels have less noise, and differ less, than voxels do; by how much less they
+    # differ depends on how alike neighbours are: here they are no more alike than others
+    sigma, S0_sd = flat["sigma"] * np.sqrt(averaged), flat["S0_sd"]
     sd, correlation = flat["sd"], flat["correlation"]
     if level == "mean":  # a curve says nothing of the spread between voxels: it is that of the prior
         prior = TissuePrior.from_dict(json.loads(fit.attrs["priors"])[roi])
@@ -368,13 +370,15 @@ def _population(fit: xr.DataTree, posterior: xr.Dataset, roi: str) -> dict[str, 
             prior, len(sd), np.random.default_rng(0), ModelSpec.from_json(fit.attrs["spec"]).eta
         )
         sd, correlation = drawn["sd"], drawn["correlation"]
+    else:
+        sd, S0_sd = sd * np.sqrt(averaged), S0_sd * np.sqrt(averaged)
     place = np.stack([constant[axis].values[mine] for axis in SPACE], axis=1)
     observed = fit["observed_data"]["signal"].transpose("voxel", "measurement").values[mine]
     single = averaged == 1 and level == "voxel"
     return {
         "mean": flat["mu"],
         "covariance": covariance(np.maximum(sd, 1e-4), np.clip(correlation, -0.9999, 0.9999)),
-        "sigma": sigma, "S0": flat["S0_roi"], "S0_sd": flat["S0_sd"],
+        "sigma": sigma, "S0": flat["S0_roi"], "S0_sd": S0_sd,
         "own": place.round().astype(int) if single else np.empty((0, 3), int),
         "own_signal": observed if single else np.empty((0, observed.shape[1])),
     }  # fmt: skip
@@ -437,7 +441,7 @@ def map_block(
     dict of str to ndarray
         Every map (x, y, z), and kept draws (draw, x, y, z).
     """
-    shape = labels.shape
+    shape, signal = labels.shape, np.asarray(signal, np.float32)
     result = {name: np.full(shape, np.nan, np.float32) for name in NAMES if name != "status"}
     result["status"] = np.full(shape, STATUS["outside"], np.uint8)
     result |= {
@@ -451,7 +455,8 @@ def map_block(
         if len(here[0]):
             population = task.populations[label]
             where = np.stack(here, axis=1) + np.array(start)
-            out, kept = _voxels(signal[here].astype(float), where, population, task)
+            found = np.ascontiguousarray(signal[here], dtype=float)
+            out, kept = _voxels(found, where, population, task)
             _fill(result, here, out, kept, population, task)
     return result
 
@@ -593,53 +598,61 @@ def _start(block: Block) -> tuple[int, int, int]:
 
 def _run_on_workers(
     scan: xr.Dataset, labels: np.ndarray, todo: list[Block], task: Task, sink: MapStore, bar: MapProgress,
-    scheduler: Any,
+    client: Any,
 ) -> None:  # fmt: skip
     """Compute the blocks on the workers of a dask scheduler, a few for each at a time."""
-    try:
-        from distributed import Client, as_completed
-    except ImportError:
-        raise InputError(
-            "scheduler: dask.distributed is not installed; pip install 'ivimbayes[dask]'"
-        ) from None
-    client, mine = scheduler, isinstance(scheduler, str)
-    if mine:
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, ValueError, TimeoutError) as error:
-            raise InputError(f"scheduler {scheduler}: no dask scheduler answers there ({error})") from None
+    from distributed import as_completed
+
     bar.stage("mapping on workers")
+    shared = client.scatter(task, broadcast=True)
+    lazy = hasattr(scan["signal"].data, "dask")
+    blocks = iter(_read_blocks(scan, todo, lazy))
+    pending: dict[Any, Block] = {}
+    running = as_completed(with_results=False)
+
+    def submit_next() -> bool:
+        found = next(blocks, None)
+        if found is None:
+            return False
+        block, signal = found
+        source = client.compute(signal) if lazy else client.scatter(signal)
+        future = client.submit(
+            map_block, source, labels[block], _start(block), shared, pure=False, retries=LOST_WORKERS
+        )
+        pending[future.key] = block
+        running.add(future)
+        return True
+
+    for _ in range(2 * max(1, sum(client.nthreads().values()))):
+        if not submit_next():
+            break
+    for future in running:
+        block = pending.pop(future.key)
+        sink.put(block, future.result())
+        bar.advance(int((labels[block] != 0).sum()))
+        submit_next()
+
+
+@contextmanager
+def _workers(scheduler: Any) -> Iterator[Any]:
+    """Give a client of the scheduler; None for None."""
+    if scheduler is None or not isinstance(scheduler, str):
+        yield scheduler
+        return
     try:
-        shared = client.scatter(task, broadcast=True)
-        lazy = hasattr(scan["signal"].data, "dask")
-        blocks = iter(_read_blocks(scan, todo, lazy))
-        pending: dict[Any, Block] = {}
-        running = as_completed(with_results=False)
-
-        def submit_next() -> bool:
-            found = next(blocks, None)
-            if found is None:
-                return False
-            block, signal = found
-            source = client.compute(signal) if lazy else client.scatter(signal)
-            future = client.submit(
-                map_block, source, labels[block], _start(block), shared, pure=False, retries=LOST_WORKERS
-            )
-            pending[future.key] = block
-            running.add(future)
-            return True
-
-        for _ in range(2 * max(1, sum(client.nthreads().values()))):
-            if not submit_next():
-                break
-        for future in running:
-            block = pending.pop(future.key)
-            sink.put(block, future.result())
-            bar.advance(int((labels[block] != 0).sum()))
-            submit_next()
-    finally:
-        if mine:
-            client.close()
+        from distributed import Client
+    except ImportError:
+        raise InputError("scheduler: dask is not installed; pip install 'ivimbayes[dask]'") from None
+    try:
+        client = Client(scheduler, timeout="5s")
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InputError(
+            f"scheduler {scheduler}: no dask scheduler answers there ({error}); give its address"
+        ) from None
+    with client:
+        if not client.nthreads():
+            raise InputError(f"scheduler {scheduler}: it has no workers; start some with dask worker")
+        yield client
 
 
 def _read_blocks(scan: xr.Dataset, todo: list[Block], lazy: bool) -> Iterator[tuple[Block, Any]]:

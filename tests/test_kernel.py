@@ -8,6 +8,7 @@ from scipy.stats import multivariate_normal, multivariate_t, norm, rice
 from ivimbayes import kernel
 from ivimbayes.lanes import logarithms
 from ivimbayes.signals import SIGNALS
+from ivimbayes.voxelwise import BANDWIDTH
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 AVERAGES = np.array((2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3.0))
@@ -58,7 +59,7 @@ def run(
     out, kept = np.empty((len(signal), kernel.COLUMNS)), np.empty((len(signal), 4, keep))
     kernel.voxel_posteriors(
         merged, signal, (AVERAGES * signal**2).sum(axis=1), np.arange(len(signal)),
-        np.full(len(signal), own), protocol, *lanes, *points, interval, 0.5, seed, out, kept,
+        np.full(len(signal), own), protocol, *lanes, *points, interval, BANDWIDTH, seed, out, kept,
     )  # fmt: skip
     return out, kept
 
