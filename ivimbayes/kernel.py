@@ -21,14 +21,14 @@ from scipy.stats import f as fisher
 from ivimbayes.lanes import B_DIGITS, Array, exponentials, jit, logarithms, step_table, sum_jit
 
 WIDTH = 256  # lanes in a block at most; numbers of draws are multiples of it
-BINS, REACH, TAPS = 96, 5.0, 48  # of the density of a parameter: bins, half the range in sd, half the kernel
+BINS, REACH, TAPS = 64, 4.8, 32  # of the density of a parameter: bins, half the range in sd, half the kernel
 NU = 7.0  # of the proposal
 CLASSES = 512  # of weights
 AROUND = 2  # bins to each side of the shortest interval that a parabola is laid through
 PROPOSALS, KERNELS, ROUNDS = 6, 64, 4  # of the second pass: at first, later, and how often
 STEPS = 40
 STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd
-ENOUGH, ENOUGH_K = 0.65, 0.5  # share of effective draws and Pareto k that spare a voxel the second pass
+ENOUGH, ENOUGH_K = 0.6, 0.6  # share of effective draws and Pareto k that spare a voxel the second pass
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)
 COLUMNS = 4 * FIELDS + 5
@@ -156,6 +156,7 @@ class Work(NamedTuple):
     place: np.ndarray
     counts: np.ndarray
     tail: Array
+    rest: Array
 
 
 def make_protocol(b: Array, averages: Array, rician: bool = False) -> Protocol:
@@ -855,25 +856,21 @@ def _moments(count, w, total, x):
 
 
 @jit
-def _ranked(rank, count, w, counts, scratch):
-    """Find the weight of a rank, 1 the largest, by the numbers of weights in `CLASSES` of equal width."""
-    c, above = CLASSES, 0
-    while above < rank:
-        c -= 1
-        above += counts[c]
-    n, low, high = 0, c / CLASSES, (c + 1) / CLASSES if c < CLASSES - 1 else 2.0
-    for s in range(count):
-        scratch[n] = w[s]
-        n += 1 if low <= w[s] < high else 0
-    if n > 32:
-        return np.sort(scratch[:n])[above - rank]
-    for i in range(1, n):
+def _ranked(above, low, high, n, x, scratch):
+    """Find the number at a rank among those from low to below high: as many as `above` are not below it."""
+    m = 0
+    for i in range(n):
+        scratch[m] = x[i]
+        m += 1 if low <= x[i] < high else 0
+    if m > 32:
+        return np.sort(scratch[:m])[above]
+    for i in range(1, m):
         each, j = scratch[i], i
         while j > 0 and scratch[j - 1] > each:
             scratch[j] = scratch[j - 1]
             j -= 1
         scratch[j] = each
-    return scratch[above - rank]
+    return scratch[above]
 
 
 @jit
@@ -883,19 +880,45 @@ def _pareto_k(count, w, work):
     The estimate of Zhang and Stephens (2009) with the weak prior of ten weights around one half. The largest
     weight is 1.
     """
-    M, tail, counts = int(math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))), work.tail, work.counts
+    M, tail, counts, rest = (
+        int(math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))),
+        work.tail,
+        work.counts,
+        work.rest,
+    )
     for c in range(CLASSES):
         counts[c] = 0
+    lanes_of, place = work.sums[0], work.place
+    for o in range(0, count, WIDTH):
+        for i in range(WIDTH):
+            lanes_of[i] = min(w[o + i] * CLASSES, CLASSES - 1.0)
+        for i in range(WIDTH):
+            place[i] = np.int32(lanes_of[i])
+        for i in range(WIDTH):
+            counts[place[i]] += 1
+    # classes that hold the rank of the cutoff and of the tail's first quartile
+    quarter = M + 1 - int(M / 4 + 0.5)
+    c, above, q, above_q = CLASSES, 0, CLASSES, 0
+    while above < M + 1:
+        c -= 1
+        above += counts[c]
+        if above_q < quarter:
+            q, above_q = c, above
+    low, n = c / CLASSES, 0
     for s in range(count):
-        counts[min(int(w[s] * CLASSES), CLASSES - 1)] += 1
-    cutoff = _ranked(M + 1, count, w, counts, tail)
-    quartile = max(_ranked(M + 1 - int(M / 4 + 0.5), count, w, counts, tail) - cutoff, 1e-30)
+        tail[n] = w[s]
+        n += 1 if w[s] >= low else 0
+    top = 2.0 if c == CLASSES - 1 else (c + 1) / CLASSES
+    cutoff = _ranked(above - M - 1, low, top, n, tail, rest)
+    top = 2.0 if q == CLASSES - 1 else (q + 1) / CLASSES
+    quartile = max(_ranked(above_q - quarter, q / CLASSES, top, n, tail, rest) - cutoff, 1e-30)
     if not 1.0 - cutoff > 1e-12:
         return -np.inf
-    n = 0
-    for s in range(count):
-        tail[n] = w[s] - cutoff
-        n += 1 if w[s] > cutoff else 0
+    size, n = n, 0
+    for s in range(size):
+        x = tail[s] - cutoff
+        tail[n] = x
+        n += 1 if x > 0.0 else 0
     m = 30 + int(math.sqrt(M))
     theta, products, sums, logs = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
     lanes, bits = (m + 3) // 4 * 4, work.bits[0]
@@ -1456,6 +1479,7 @@ def voxel_posteriors(
         np.empty(WIDTH),
         np.empty((4, WIDTH)), np.empty((7, BINS + 2 * TAPS + 1)), np.empty(BINS + 1, np.int64),
         np.empty(WIDTH, np.int32), np.empty(CLASSES, np.int32), np.empty(largest + 1),
+        np.empty(largest + 1),
     )  # fmt: skip
     theta, L, H, stretch = np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 2))
     ones = np.ones((4, 2))
@@ -1511,10 +1535,11 @@ def voxel_posteriors(
                 count, work.w, total, work.value, work.given, normal, protocol.rician, identity[v], seed,
                 kept[v],
             )  # fmt: skip
-        s = np.argmax(work.w[:count])
-        row[SQUARE] = used.noise[s] * _least_square(
-            work.x[0, s], work.x[1, s], work.x[2, s], signal, yy, protocol
-        )
+        if passes == 2:
+            s = np.argmax(work.w[:count])
+            for i in range(3):
+                theta[i] = work.x[i, s]
+        row[SQUARE] = used.middle[0] * _least_square(theta[0], theta[1], theta[2], signal, yy, protocol)
         # one compartment
         _lone_mode(draws.centre[1], signal, yy, protocol, draws, P - 2, theta, L)
         _spread(theta, L, ones, lone_points, P - 2, 0, lone_count, work.x)

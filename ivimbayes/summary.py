@@ -175,13 +175,15 @@ def compare_truth(table: pd.DataFrame, truth: xr.Dataset) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True)
 
 
-def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
+def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
     """Judge the posterior of each region, with reasons in plain words and what to do.
 
     Parameters
     ----------
     tree : DataTree
         From `fit`.
+    voxels : bool
+        Judge the draws of single voxels too, which takes longest.
 
     Returns
     -------
@@ -194,17 +196,20 @@ def diagnose(tree: xr.DataTree) -> dict[str, Diagnosis]:
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
-    voxel_rhat = az.rhat(posterior[["f", "D", "D_star"]])
+    voxel_rhat = az.rhat(posterior[["f", "D", "D_star"]]) if voxels else None
     result = {}
     for roi in posterior["roi"].values.tolist():
         mine = posterior.drop_dims("voxel").sel(roi=roi)
         chains = measure_chains(mine, constant.sel(roi=roi))
         contraction = _contraction(mine["mu"], priors[roi])
         modes = find_modes(mine["mu"].values.reshape(-1, 3))
-        voxels = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
+        worst = 1.0
+        if voxel_rhat is not None:
+            of_roi = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
+            worst = max(float(v.max()) for v in of_roi.data_vars.values())
         findings = [
             *_modes(modes, chains, roi),
-            *_sampling(chains, max(float(v.max()) for v in voxels.data_vars.values()), bool(modes)),
+            *_sampling(chains, worst, bool(modes)),
             *_energy(chains),
             *([] if modes else _identification(contraction, mine, priors[roi])),
             *_data(constant, roi),

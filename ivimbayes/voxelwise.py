@@ -26,6 +26,7 @@ from ivimbayes.kernel import (
     K_HAT,
     SQUARE,
     WIDTH,
+    Draws,
     make_draws,
     make_points,
     make_protocol,
@@ -43,9 +44,9 @@ from ivimbayes.summary import diagnose
 
 NOISES = ("gaussian", "rician")
 DRAWS = {"gaussian": 512, "rician": 1024}
-ROBUST_FACTOR, LONE_DRAWS = 8, 128
+ROBUST_FACTOR, LONE_DRAWS = 8, 64
 POPULATION_DRAWS = 4096
-CHUNK = 16_384  # voxels a block
+BLOCKS, FEWEST, MOST = 24, 1024, 16_384  # of a volume at least, and voxels of a block
 SLAB_BYTES = 128_000_000  # of signals read at a time
 BANDWIDTH = 0.6
 MISFIT = 1e-6
@@ -113,6 +114,25 @@ class Task:
     seed: int
 
     @cached_property
+    def _lanes(self) -> dict[int, tuple[float, Draws, Draws, Draws]]:
+        return {}
+
+    def lanes(self, label: int) -> tuple[float, Draws, Draws, Draws]:
+        """Scale of a label's signals; its population in lanes for the first pass, few, for the second."""
+        if label not in self._lanes:
+            p = self.populations[label]
+            scale = float(np.median(p.S0))
+            first, few, second = (
+                make_draws(
+                    p.mean, p.covariance, p.sigma / scale, p.S0 / scale, p.S0_sd / scale, self.averages, n,
+                    nu=p.nu, rician=self.noise == "rician", seed=self.seed,
+                )
+                for n in (self.draws, WIDTH, ROBUST_FACTOR * self.draws)
+            )  # fmt: skip
+            self._lanes[label] = scale, first, few, second
+        return self._lanes[label]
+
+    @cached_property
     def digest(self) -> str:
         """Of everything in it."""
         digest = hashlib.sha256(f"{version('ivimbayes')} {version('numba')} {version('numpy')}".encode())
@@ -149,7 +169,7 @@ def posterior_maps(
     perfusion_prior: float = 0.5,
     draws: int | None = None,
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     cores: int | None = None,
     scheduler: Any = None,
     store: str | Path | None = None,
@@ -179,8 +199,8 @@ def posterior_maps(
         when not given, 1 024 with Rician noise.
     seed : int
         The same seed gives the same maps, whatever the chunk, the cores and the workers.
-    chunk : int
-        Voxels a block, about; a block is computed, and stored, at a time.
+    chunk : int, optional
+        Voxels a block, about; a block is computed, and stored, at a time. Up to 16 384 when not given.
     cores : int, optional
         Blocks computed at a time; all cores when not given.
     scheduler : str or distributed.Client, optional
@@ -216,7 +236,7 @@ def posterior_maps(
     Given a draw of the population, voxels are independent. The posterior of theta = (logit f, ln D,
     ln(D* - D)), S0 integrated out (with Rician noise: of theta and S0), is that of quasi-random draws
     from a Student-t around the mode, weighted by importance; each has its own draw of the population.
-    Where fewer than 65 % of the draws are effective, or Pareto k is above 0.5 (Vehtari et al. 2024), a
+    Where fewer than 60 % of the draws are effective, or Pareto k is above 0.6 (Vehtari et al. 2024), a
     second pass draws from a mixture of all modes found and the population. Of a voxel that was itself
     fitted, the posterior is the mean of the conditional posteriors, each normalised. Under Rician noise
     that is left out.
@@ -229,12 +249,14 @@ def posterior_maps(
         scan, fit, noise=noise, interval=interval, keep_draws=keep_draws, perfusion_prior=perfusion_prior,
         draws=DRAWS.get(noise, 512) if draws is None else draws, seed=seed,
     )  # fmt: skip
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise InputError(f"chunk {chunk}; give 1 voxel or more")
     if cores is not None and cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
     shape = task.shape
-    box = _box(shape, chunk)
+    inside = int((scan["roi"].values != 0).sum())
+    crowded = max(1, int(np.prod(shape)) // max(1, inside))  # a block holds outside voxels too
+    box = _box(shape, crowded * min(max(inside // BLOCKS, FEWEST), MOST) if chunk is None else chunk)
     attrs = _attrs(scan, fit, task)
     sink: MapStore
     if store is None:
@@ -302,7 +324,7 @@ def _populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
     """Find the population of each label of the scan."""
     posterior = fit["posterior"].to_dataset()
     fitted = posterior["roi"].values.tolist()
-    verdicts = {name: d.verdict for name, d in diagnose(fit).items()}
+    verdicts = {name: d.verdict for name, d in diagnose(fit, voxels=False).items()}
     names = roi_names(scan)
     absent = [name for name in names.values() if name not in fitted]
     if absent and len(names) > 1:
@@ -456,30 +478,23 @@ def map_block(
             population = task.populations[label]
             where = np.stack(here, axis=1) + np.array(start)
             found = np.ascontiguousarray(signal[here], dtype=float)
-            out, kept = _voxels(found, where, population, task)
+            out, kept = _voxels(found, where, label, task)
             _fill(result, here, out, kept, population, task)
     return result
 
 
-def _voxels(
-    signal: np.ndarray, where: np.ndarray, population: Population, task: Task
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run the kernel on voxels of one population: its columns and the kept draws, in signal units."""
+def _voxels(signal: np.ndarray, where: np.ndarray, label: int, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Run the kernel on voxels of one label: its columns and the kept draws, in signal units."""
+    population = task.populations[label]
     rician = task.noise == "rician"
     dims, count, seed = 4 if rician else 3, task.draws, task.seed
-    scale = float(np.median(population.S0))
     protocol = make_protocol(task.b, task.averages, rician)
-    draws, few, many = (
-        make_draws(
-            population.mean, population.covariance, population.sigma / scale, population.S0 / scale,
-            population.S0_sd / scale, task.averages, n, nu=population.nu, rician=rician, seed=seed,
-        )
-        for n in (count, WIDTH, ROBUST_FACTOR * count)
-    )  # fmt: skip
+    scale, draws, few, many = task.lanes(label)
     y = signal / scale
     weighted = y * task.averages
     merged = np.zeros((len(y), len(protocol.b)))
-    np.add.at(merged.T, protocol.place.astype(int), weighted.T)
+    for measurement, place in enumerate(protocol.place.astype(int)):
+        merged[:, place] += weighted[:, measurement]
     out = np.empty((len(y), COLUMNS))
     kept = np.empty((len(y), 4, task.keep_draws))
     voxel_posteriors(

@@ -53,7 +53,7 @@ def run(
         )
         for n in (draws, kernel.WIDTH, 8 * draws)
     ]
-    points = [kernel.make_points(d, n, seed) for d, n in ((dims, draws), (dims, 8 * draws), (dims - 2, 128))]
+    points = [kernel.make_points(d, n, seed) for d, n in ((dims, draws), (dims, 8 * draws), (dims - 2, 64))]
     merged = np.zeros((len(signal), len(protocol.b)))
     np.add.at(merged.T, protocol.place.astype(int), (AVERAGES * signal).T)
     out, kept = np.empty((len(signal), kernel.COLUMNS)), np.empty((len(signal), 4, keep))
@@ -231,7 +231,7 @@ def test_pareto_k_is_that_of_arviz() -> None:
         *(np.empty((4, n)) for _ in range(2)), *(np.empty(n) for _ in range(5)), np.empty((6, W)),
         np.empty((6, W)), np.empty((6, W), np.int64), np.empty((1, W)), np.empty(W), np.empty(W),
         np.empty((4, W)), np.empty((7, 4)), np.empty(4, np.int64), np.empty(W, np.int32),
-        np.empty(kernel.CLASSES, np.int32), np.empty(n + 1),
+        np.empty(kernel.CLASSES, np.int32), np.empty(n + 1), np.empty(n + 1),
     )  # fmt: skip
     shapes(log_w, found, work)
     expected = [float(array_stats.psislw(-row)[1]) for row in log_w]  # it takes log-likelihoods

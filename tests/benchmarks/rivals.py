@@ -6,6 +6,8 @@ the rival does not fit is NaN.
 """
 
 import math
+import sys
+import time
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,3 +120,32 @@ def direct_loop(b: np.ndarray, f: np.ndarray, D: np.ndarray, D_star: np.ndarray,
                 inside += fraction * math.exp(-b[k] * fast) + (1 - fraction) * math.exp(-b[k] * slow)
         total += inside
     return total
+
+
+def main(method: str, source: str, target: str) -> None:
+    """Run a method on the arrays of a file, after a first call on a few voxels; write maps and seconds."""
+    with np.load(source) as given:
+        b, signal = given["b"], given["signal"]
+        truth = [given[name] for name in ("f", "D", "D_star")] if method == "direct_loop" else []
+    np.random.seed(0)  # noqa: NPY002  ivim-mri draws from the global generator
+
+    def run(part: slice) -> Maps:
+        if method == "direct_loop":
+            return {"total": np.array(direct_loop(b, *(v[part] for v in truth)))}
+        if method == "dipy_ivim":
+            return dipy_ivim(b, signal[part], engine="joblib", n_jobs=2)
+        if method == "dipy_ivim_free":
+            bounds = ([0.0, 0.0, 0.0, 0.0], [np.inf, 1.0, 1.0, 1.0])
+            return dipy_ivim(b, signal[part], engine="joblib", n_jobs=2, bounds=bounds)
+        return {"ivim_mri_bayes": ivim_mri_bayes, "ivim_mri_segmented": ivim_mri_segmented}[method](
+            b, signal[part]
+        )
+
+    run(slice(0, 20))
+    began = time.perf_counter()
+    maps = run(slice(None))
+    np.savez(target, seconds=time.perf_counter() - began, **maps)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
