@@ -28,7 +28,7 @@ from ivimbayes.simulate import draw_theta
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 TISSUES, SNRS, SPREAD = ("liver", "kidney", "brain"), (10, 20, 40, 80), (0.4, 0.2, 0.4)
-NAMES = ("f", "D", "D_star")
+NAMES, VOXELS = ("f", "D", "D_star"), 200_000
 HERE = Path(__file__).parent
 
 
@@ -83,7 +83,7 @@ def curves(scan: xr.Dataset) -> np.ndarray:
 
 def speed(python: str) -> None:
     """Voxels a second, liver, SNR 30."""
-    scan, truth = scan_of("liver", 30, 40_000, seed=1)
+    scan, truth = scan_of("liver", 30, VOXELS, seed=1)
     tree = fit(scan, tissue={"*": "liver"}, seed=1, progress=False)
     for noise in ("gaussian", "rician"):  # compiled, or loaded
         posterior_maps(scan.isel(x=slice(0, 10)), tree, noise=noise, progress=False)
@@ -92,12 +92,12 @@ def speed(python: str) -> None:
         for noise in ("gaussian", "rician"):
             began = time.perf_counter()
             posterior_maps(scan, tree, noise=noise, progress=False)
-            rates.setdefault(f"posterior_maps, {noise}", []).append(40_000 / (time.perf_counter() - began))
+            rates.setdefault(f"posterior_maps, {noise}", []).append(VOXELS / (time.perf_counter() - began))
         _, seconds = rival(python, "direct_loop", curves(scan), **truth)
-        rates.setdefault("direct loop, 500 signals a voxel", []).append(40_000 / seconds)
+        rates.setdefault("direct loop, 500 signals a voxel", []).append(VOXELS / seconds)
         _, seconds = rival(python, "ivim_mri_bayes", curves(scan)[:1000])
         rates.setdefault("ivim-mri bayes", []).append(1000 / seconds)
-    for method, voxels in (("ivim_mri_segmented", 40_000), ("dipy_ivim", 400)):
+    for method, voxels in (("ivim_mri_segmented", VOXELS), ("dipy_ivim", 400)):
         _, seconds = rival(python, method, curves(scan)[:voxels])
         rates[method.replace("_mri", "-mri").replace("_", " ")] = [voxels / seconds]
     ours = np.median(rates["posterior_maps, gaussian"])
