@@ -219,8 +219,9 @@ def make_draws(
     R, K = len(mean), len(averages)
     even = np.linspace(0, R - 1, count).round().astype(int)
     chosen = np.random.default_rng([seed, count]).permutation(even if count <= R else np.arange(count) % R)
-    mu, Sigma = mean[chosen], covariance[chosen]
-    noise, tau = sigma[chosen], S0_sd[chosen]
+    mu, Sigma, noise = mean[chosen], covariance[chosen], sigma[chosen]
+    # S0 has one population, of all draws: how bright a voxel is must not choose among draws of theta's
+    tau = math.sqrt(np.mean(S0_sd**2) + np.var(S0))
     precision = np.linalg.inv(Sigma)
     heavy = nu > 0
 
@@ -230,15 +231,15 @@ def make_draws(
         return math.lgamma((nu + dims) / 2) - math.lgamma(nu / 2) - dims / 2 * math.log(nu * math.pi)
 
     if rician:  # the S0 prior is a normal density; sum ln(n y) of the signals is left out
-        shared = -2 * K * np.log(noise) + np.log(averages).sum() - np.log(tau) - 0.5 * math.log(2 * math.pi)
+        shared = -2 * K * np.log(noise) + np.log(averages).sum() - math.log(tau) - 0.5 * math.log(2 * math.pi)
     else:
-        shared = -(K - 1) * np.log(noise) - np.log(tau) - 0.5 * K * math.log(2 * math.pi)
+        shared = -(K - 1) * np.log(noise) - math.log(tau) - 0.5 * K * math.log(2 * math.pi)
         shared += 0.5 * np.log(averages).sum()
     widening = nu / (nu - 2) if heavy else 1.0
     d = mean - mean.mean(axis=0)  # without BLAS, whose sums depend on how busy its threads are
     total = widening * covariance.mean(axis=0) + np.einsum("ri,rj->ij", d, d) / R
     around = np.linalg.inv(total)
-    middle = [np.median(1 / sigma**2), np.median(S0), np.median(sigma**2 / S0_sd**2), 1 / total[1, 1]]
+    middle = [np.median(1 / sigma**2), np.mean(S0), np.median(sigma**2) / tau**2, 1 / total[1, 1]]
     constant = normaliser(3) - 0.5 * np.linalg.slogdet(Sigma)[1]
     centre = mean.mean(axis=0)
     gradient = np.einsum("rij,rj->ri", precision, mu - centre)
@@ -254,7 +255,7 @@ def make_draws(
         shared,
         np.array(typical),
         shared - 0.5 * np.log(Sigma[:, 1, 1]) + normaliser(1),
-        1 / noise**2, S0[chosen].astype(float), noise**2 / tau**2, 1 / Sigma[:, 1, 1], float(nu),
+        1 / noise**2, np.full(count, np.mean(S0)), noise**2 / tau**2, 1 / Sigma[:, 1, 1], float(nu),
         centre, around, np.array(middle),
     )  # fmt: skip
 

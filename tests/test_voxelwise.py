@@ -535,7 +535,7 @@ def test_killed_runs_end_with_the_same_maps(tmp_path: Path, capsys: pytest.Captu
     )
     assert tiled is None
     image = nib.load(dwi)
-    big = np.concatenate([np.asarray(image.dataobj)] * 150, axis=2)
+    big = np.concatenate([np.asarray(image.dataobj)] * 60, axis=2)
     nib.save(nib.Nifti1Image(big, image.affine), tmp_path / "big.nii.gz")
     (tmp_path / "big.bval").write_text((tmp_path / "dwi.bval").read_text())
 
