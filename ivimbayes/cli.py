@@ -25,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-CHECKPOINT, UNFINISHED_MAPS = ".ivimbayes-regions", ".ivimbayes-maps"
+CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS = ".ivimbayes-regions", ".ivimbayes-maps", ".ivimbayes-written"
+OURS = (CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS)
 RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv"), "maps"
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION, EXIT_INTERRUPTED = 2, 3, 130
@@ -254,23 +255,21 @@ def map_command(
 
 
 def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> None:
-    """Write maps in a format, and take away the store they gathered in."""
-    from ivimbayes.maps import write_maps
-    from ivimbayes.storage import replacing
-    from ivimbayes.stores import DONE
+    """Write maps beside the store they gathered in, move them into the folder, remove the store."""
+    from ivimbayes.maps import replace_maps, write_maps
 
+    written = folder / WRITTEN_MAPS
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir()
     if form == "nifti":
-        write_maps(made, folder)
+        write_maps(made, written)
     elif form == "netcdf":
-        with replacing(folder / "maps.nc") as path:
-            encoding = {name: {"zlib": True, "complevel": 4} for name in made.data_vars}
-            made.to_netcdf(path, engine="h5netcdf", encoding=encoding)
+        encoding = {name: {"zlib": True, "complevel": 4} for name in made.data_vars}
+        made.to_netcdf(written / "maps.nc", engine="h5netcdf", encoding=encoding)
     else:
-        shutil.rmtree(folder / "maps.zarr", ignore_errors=True)
-        made.close()
-        shutil.rmtree(store / DONE)
-        store.rename(folder / "maps.zarr")
-    shutil.rmtree(store, ignore_errors=True)
+        made.load().to_zarr(written / "maps.zarr", zarr_format=3, consolidated=False)
+    replace_maps(written, folder)
+    shutil.rmtree(store)
 
 
 @app.command()
@@ -309,7 +308,12 @@ class _OutFolder:
         try:
             self.made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
-            entries = [p.name for p in path.iterdir() if p.name not in (CHECKPOINT, UNFINISHED_MAPS)]
+            ours: set[str] = set(OURS)
+            if (path / UNFINISHED_MAPS).exists():  # a run that was ended while it moved its maps into place
+                from ivimbayes.maps import map_files
+
+                ours |= map_files()
+            entries = [p.name for p in path.iterdir() if p.name not in ours]
             if entries and not self.overwrite:
                 raise InputError(
                     f"{path}: the folder is not empty (holds {sorted(entries)[0]}); "
@@ -360,7 +364,7 @@ def _write(
     tree: "xr.DataTree", folder: Path, made: "xr.Dataset | None", truth: "xr.Dataset | None" = None
 ) -> list[str]:
     """Write the results, print them, and return the verdicts."""
-    from ivimbayes.maps import describe_maps
+    from ivimbayes.maps import describe_maps, replace_maps
     from ivimbayes.storage import replacing, write_tree
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
@@ -376,9 +380,11 @@ def _write(
             frame.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
     for stale in set(RESULTS) - {"posterior.nc", *tables}:
         (folder / stale).unlink(missing_ok=True)
-    shutil.rmtree(folder / MAPS, ignore_errors=True)
     if made is not None:
-        (folder / CHECKPOINT / MAPS).rename(folder / MAPS)
+        replace_maps(folder / CHECKPOINT / MAPS, folder / MAPS)
+    elif (folder / MAPS).is_dir():  # of an earlier fit
+        (folder / CHECKPOINT / MAPS).mkdir(parents=True, exist_ok=True)
+        replace_maps(folder / CHECKPOINT / MAPS, folder / MAPS)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     print_fit(table, diagnoses, tree)
     if made is not None:

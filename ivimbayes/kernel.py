@@ -455,7 +455,8 @@ def _add_population(o, n, x, draws, log_w, work):
             out[w] += shared[w] + constant[w] - 0.5 * (draws.nu + 3.0) * d0[w]
         return
     # a draw's log-density differs from the mean m over draws by e, whose mean is 0: exp(m) (exp(e) - e) has
-    # the mean of exp(m + e), is positive, and is free of what is linear in e
+    # the mean of exp(m + e), if e does not go with the draw's sigma; it is positive and free of what is
+    # linear in e
     t, c0, c1, c2 = draws.typical, draws.centre[0], draws.centre[1], draws.centre[2]
     for w in range(n):
         d0[w] = x0[w] - c0
@@ -1187,9 +1188,9 @@ def _robust_pass(merged, raw, square, protocol, draws, points, work):
         share[c] = max(math.exp(share[c] + lowest), 0.1)
         total += share[c]
     for c in range(n):
-        share[c] *= 0.8 / total
+        share[c] *= 0.7 / total
     _population_factor(draws, P, modes[n], factors[n])
-    share[n] = 0.2 if n > 0 else 1.0
+    share[n] = 0.3 if n > 0 else 1.0
     n += 1
     edge, reached = 0, 0.0
     for c in range(n):
@@ -1211,31 +1212,32 @@ def _robust_pass(merged, raw, square, protocol, draws, points, work):
             break
         # narrow proposals around draws of the posterior so far, their weights cut where they are few
         limit = total / math.sqrt(count)
+        w = work.rest
         for s in range(count):
-            work.w[s] = min(work.w[s], limit)
-        total, _ = _sums(work.w[:count])
+            w[s] = min(work.w[s], limit)
+        total, _ = _sums(w[:count])
         for i in range(P):
-            theta[i], _ = _moments(count, work.w, total, work.x[i])
+            theta[i], _ = _moments(count, w, total, work.x[i])
         for i in range(P):
             for j in range(i + 1):
                 each = 0.0
                 for s in range(count):
-                    each += work.w[s] * (work.x[i, s] - theta[i]) * (work.x[j, s] - theta[j])
+                    each += w[s] * (work.x[i, s] - theta[i]) * (work.x[j, s] - theta[j])
                 cov[i, j] = narrow * each / total
                 cov[j, i] = cov[i, j]
             cov[i, i] += 1e-12
         if not _cholesky(np.linalg.inv(cov[:P, :P]), P, factor):
             break
-        s, passed = 0, work.w[0]
+        s, passed = 0, w[0]
         for c in range(KERNELS):
             level = (c + 0.5) / KERNELS * total
             while passed < level and s < count - 1:
                 s += 1
-                passed += work.w[s]
+                passed += w[s]
             for i in range(P):
                 centres[c, i] = work.x[i, s]
-        # a tenth of the draws stays with the first proposals, the last draws of each
-        kept = count // 10 // WIDTH * WIDTH
+        # a quarter of the draws stays with the first proposals, which reach as far as the posterior may
+        kept = max(count // 4 // WIDTH, 1) * WIDTH
         fresh = count - kept
         edge, reached = fresh, 0.0
         for c in range(n):
@@ -1496,16 +1498,19 @@ def voxel_posteriors(
         )
         if fitted and total > 0.0:
             matrix = _at_least(matrix, max(N, lone_count))
+            before = k
             top, total, effective, k = _mean_weights(N, True, yy, draws, few, matrix, normaliser, work)
+            k = min(k, before)  # a population draw whose posterior few draws hit is no fault of the proposal
         if not (k <= ENOUGH_K and effective >= ENOUGH * N):
             passes, count, used = 2, more_points.log_q.size, many
             top, total, effective, k = _robust_pass(signal, raw[v], yy, protocol, many, more_points, work)
             uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws
             if total > 0.0 and P == 3 and (fitted or uncertain):
-                matrix = _at_least(matrix, count)
+                matrix, before = _at_least(matrix, count), k
                 top, total, effective, k = _mean_weights(
                     count, fitted, yy, many, few, matrix, normaliser, work
                 )
+                k = min(k, before)
         row[K_HAT], row[EFFECTIVE], row[PASSES] = k, effective, passes
         if not total > 0.0:
             continue
@@ -1537,7 +1542,7 @@ def voxel_posteriors(
                 kept[v],
             )  # fmt: skip
         if passes == 2:
-            s = np.argmax(work.w[:count])
+            s = np.argmax(work.log_w[:count] + work.log_q[:count])
             for i in range(3):
                 theta[i] = work.x[i, s]
         row[SQUARE] = used.middle[0] * _least_square(theta[0], theta[1], theta[2], signal, yy, protocol)

@@ -1,6 +1,7 @@
 """Maps of a volume: what they hold, and NIfTI files of them."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -114,6 +115,7 @@ def _provenance(attrs: Mapping[str, Any]) -> dict[str, Any]:
     for key, name in wanted.items():
         if name in attrs:
             value = attrs[name]
+            value = value.item() if isinstance(value, np.generic) else value
             plain[key] = json.loads(value) if name in ("population", "inputs") else value
     if "Interval" in plain:
         plain["Interval"] = {"Type": "highest density", "Probability": float(plain["Interval"])}
@@ -130,3 +132,25 @@ def describe_maps(maps: xr.Dataset) -> str:
         if name != "outside" and (status[code] or name == "ok")
     ]
     return f"{inside:,} voxels: {', '.join(parts)}"
+
+
+def map_files() -> set[str]:
+    """Name every file and store that maps may be written to."""
+    stems = {f"{name}{ending}" for name in (*NAMES, *MAPPED) for ending in (".nii.gz", ".json")}
+    return stems | {"maps.nc", "maps.zarr"}
+
+
+def replace_maps(made: Path, folder: Path) -> None:
+    """Move a finished set of maps into a folder, in place of the set there; other files stay."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: a file is there; move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in map_files():
+        old = folder / name
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    for path in sorted(made.iterdir()):
+        path.rename(folder / path.name)
+    made.rmdir()

@@ -13,7 +13,8 @@ from ivimbayes.errors import InputError
 from ivimbayes.maps import MAPPED, NAMES, SPACE, STATUS
 
 Block = tuple[slice, slice, slice]
-DONE = "blocks_done"  # an array in the store: 1 for each finished block; it bears the key
+DONE = "blocks_done"  # an array in the store: 1 for each finished block
+KEY = "ivimbayes_key"  # an attribute of the store
 
 
 def _layout(keep_draws: int) -> dict[str, tuple[tuple[str, ...], str, Any]]:
@@ -28,7 +29,9 @@ def _layout(keep_draws: int) -> dict[str, tuple[tuple[str, ...], str, Any]]:
 
 
 class MapStore(Protocol):
-    """Takes blocks, gives a Dataset."""
+    """Takes blocks of the size `box`, gives a Dataset."""
+
+    box: tuple[int, ...]
 
     def has(self, block: Block) -> bool:
         """Whether a block is there from before."""
@@ -45,8 +48,8 @@ class MapStore(Protocol):
 class MemoryStore:
     """Maps in memory."""
 
-    def __init__(self, shape: tuple[int, ...], keep_draws: int):
-        self.layout = _layout(keep_draws)
+    def __init__(self, shape: tuple[int, ...], box: tuple[int, ...], keep_draws: int):
+        self.box, self.layout = box, _layout(keep_draws)
         self.arrays = {
             name: np.full((keep_draws, *shape) if dims[0] == "draw" else shape, outside, dtype)
             for name, (dims, dtype, outside) in self.layout.items()
@@ -93,17 +96,16 @@ class ZarrStore:
         self.path, self.box, self.layout = path, box, _layout(keep_draws)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path}: a file is there; name another store")
-        if path.exists() and any(
-            p.name not in ("zarr.json", DONE, *self.layout, *MAPPED, "affine") for p in path.iterdir()
-        ):
-            raise InputError(f"{path}: the folder holds other files; name another store")
         found = _key(path)
+        if found is None and path.exists() and any(path.iterdir()):
+            raise InputError(f"{path}: the folder holds other files; name another store")
         if found is not None and found != key and not renew:
             raise InputError(
                 f"{path}: holds maps of another scan, fit or setting; name another store or delete it"
             )
-        if found == key:
+        if found == key and (path / DONE / "zarr.json").is_file():
             self.group = zarr.open_group(path, mode="r+")
+            self.box = box = tuple(self.group["status"].chunks)  # that of the run that began
         else:  # also where an earlier run was ended while it laid the store out
             shutil.rmtree(path, ignore_errors=True)
             self._lay_out(shape, keep_draws, key)
@@ -114,7 +116,7 @@ class ZarrStore:
         import zarr
 
         self.path.mkdir(parents=True)
-        self.group = zarr.create_group(self.path)
+        self.group = zarr.create_group(self.path, attributes={KEY: key})
         for name, (dims, dtype, outside) in self.layout.items():
             lead = (keep_draws,) if dims[0] == "draw" else ()
             self.group.create_array(
@@ -128,7 +130,6 @@ class ZarrStore:
             dtype="uint8",
             fill_value=0,
             dimension_names=["block_x", "block_y", "block_z"],
-            attributes={"key": key},
         )
 
     def _place(self, block: Block) -> tuple[int, ...]:
@@ -157,13 +158,15 @@ class ZarrStore:
             self.group[name].attrs.update(dict(values))
         self.group["affine"].attrs["units"] = "mm"
         self.group.attrs.update(dict(own))
-        return xr.open_zarr(self.path, chunks=None, consolidated=False, drop_variables=[DONE])
+        made = xr.open_zarr(self.path, chunks=None, consolidated=False, drop_variables=[DONE])
+        del made.attrs[KEY]
+        return made
 
 
 def _key(path: Path) -> str | None:
-    """Find the key of a store, if it was laid out to the end."""
+    """Find the key that a store bears."""
     try:
-        note = json.loads((path / DONE / "zarr.json").read_text(encoding="utf-8"))
-        return str(note["attributes"]["key"])
-    except (OSError, ValueError, KeyError):
+        note = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        return str(note["attributes"][KEY])
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -51,7 +51,7 @@ SLAB_BYTES = 128_000_000  # of signals read at a time
 BANDWIDTH = 0.6
 MISFIT = 1e-6
 K_FAILED, K_DOUBTFUL, FEW_DRAWS = 1.0, 0.7, 100
-LOST_WORKERS = 3  # that a block may lose before the run gives up
+ATTEMPTS = 3  # at a block on workers, before the run gives up
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """Of everything in it."""
-        digest = hashlib.sha256(f"{version('ivimbayes')} {version('numba')} {version('numpy')}".encode())
+        digest = hashlib.sha256(" ".join(version(p) for p in ("numba", "numpy", "scipy")).encode())
+        for module in ("kernel", "lanes", "voxelwise"):
+            digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
         for name in (
             "shape",
             "noise",
@@ -219,7 +221,8 @@ def posterior_maps(
         (x, y, z): ``f_mean``, ``f_sd``, ``f_median``, ``f_hdi_low``, ``f_hdi_high``, ``f_contraction``, the
         same of ``D``, ``D_star`` (mm²/s) and ``S0``; ``pareto_k``, ``ess``, ``p_perfusion`` and ``status`` (0
         outside, 1 ok, 2 doubtful, 3 failed, 4 bad signal), and ``affine`` (row, column). Numbers are NaN
-        where the status is outside, failed or bad signal. Read when used, where there is a `store`.
+        where the status is outside, failed or bad signal (``pareto_k`` and ``ess`` not where it is failed).
+        Read when used, where there is a `store`.
 
     Raises
     ------
@@ -255,17 +258,19 @@ def posterior_maps(
         raise InputError(f"cores {cores}; give 1 or more")
     shape = task.shape
     inside = int((scan["roi"].values != 0).sum())
-    crowded = max(1, int(np.prod(shape)) // max(1, inside))  # a block holds outside voxels too
-    box = _box(shape, crowded * min(max(inside // BLOCKS, FEWEST), MOST) if chunk is None else chunk)
+    if chunk is None:  # a block holds voxels outside too, as many as fit in a slab
+        wanted = int(np.prod(shape)) // max(1, inside) * min(max(inside // BLOCKS, FEWEST), MOST)
+        chunk = max(1, min(wanted, SLAB_BYTES // (16 * scan.sizes["measurement"])))
+    box = _box(shape, chunk)
     attrs = _attrs(scan, fit, task)
     sink: MapStore
     if store is None:
-        sink = MemoryStore(shape, keep_draws)
+        sink = MemoryStore(shape, box, keep_draws)
     else:
         key = hashlib.sha256((task.digest + _signal_digest(scan)).encode()).hexdigest()
         sink = ZarrStore(Path(store), shape, box, keep_draws, key, renew)
     labels = scan["roi"].values
-    todo = [block for block in _blocks(shape, box) if labels[block].any() and not sink.has(block)]
+    todo = [block for block in _blocks(shape, sink.box) if labels[block].any() and not sink.has(block)]
     total = int((labels != 0).sum())
     left = sum(int((labels[block] != 0).sum()) for block in todo)
     with _workers(scheduler) as client, MapProgress(total, total - left, progress) as bar:
@@ -284,10 +289,17 @@ def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:
         ("interval", 0 < options["interval"] < 1, "give a probability between 0 and 1, such as 0.95"),
         ("keep_draws", options["keep_draws"] >= 0, "give 0 or more"),
         ("perfusion_prior", 0 < options["perfusion_prior"] < 1, "give a probability between 0 and 1"),
+        ("seed", 0 <= options["seed"] < 2**62, "give 0 or more"),
         ("draws", options["draws"] > 0 and options["draws"] % WIDTH == 0, f"give a multiple of {WIDTH}"),
     ):
         if not good:
             raise InputError(f"{name} {options[name]!r}; {way}")
+    if options["noise"] == "rician" and scan.attrs.get("real_valued"):
+        raise InputError(
+            "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
+        )
+    if "averaged" not in fit["constant_data"].data_vars:
+        raise InputError("fit: written by another version of ivimbayes; run ivimbayes fit again")
     _compare_protocols(scan, fit)
     return Task(
         b=scan["b"].values.astype(float),
@@ -312,7 +324,7 @@ def _compare_protocols(scan: xr.Dataset, fit: xr.DataTree) -> None:
             InputWarning,
             stacklevel=4,
         )
-    elif not np.allclose(averages / averages.max(), scan["averages"].values / scan["averages"].values.max()):
+    elif (constant["averaged"] == 1).all() and not np.allclose(averages, scan["averages"].values):
         warnings.warn(
             f"{source}: its averages are not those of the fit; give the same --averages",
             InputWarning,
@@ -332,11 +344,19 @@ def _populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
             f"{scan.attrs.get('source', 'scan')}: region {absent[0]!r} was not fitted; the fit has "
             f"{', '.join(fitted)}: give their labels, or a mask"
         )
+    if absent and absent[0] not in ("mask", "all") and len(fitted) > 1:
+        warnings.warn(
+            f"{scan.attrs.get('source', 'scan')}: region {absent[0]!r} was not fitted; it is mapped with the "
+            f"population of all of {', '.join(fitted)}",
+            InputWarning,
+            stacklevel=4,
+        )
     result = {}
     for label, name in names.items():
         chosen = [name] if name in fitted else [r for r in fitted if verdicts[r] != "failed"] or fitted
-        drawn = _pool([_population(fit, posterior, roi) for roi in chosen])
         spec = ModelSpec.from_json(fit.attrs["spec"])
+        shrink = (spec.nu - 2) / spec.nu if spec.population == "student_t" else 1.0  # of covariance to scale
+        drawn = _pool([_population(fit, posterior, roi) for roi in chosen], shrink)
         worst = max((verdicts[r] for r in chosen), key=("converged", "doubtful", "failed").index)
         result[label] = Population(
             names=tuple(chosen),
@@ -347,7 +367,7 @@ def _populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
     return result
 
 
-def _pool(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _pool(parts: list[dict[str, np.ndarray]], shrink: float) -> dict[str, np.ndarray]:
     """Make one population of several: mean and covariance of all voxels, draw by draw, each alike."""
     size = min(POPULATION_DRAWS, *(len(p["sigma"]) for p in parts))
     own = {key: np.concatenate([p[key] for p in parts]) for key in ("own", "own_signal")}
@@ -359,7 +379,7 @@ def _pool(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     apart, S0_apart = mean - mean.mean(axis=0), S0 - S0.mean(axis=0)
     return own | {
         "mean": mean.mean(axis=0),
-        "covariance": (covariance + np.einsum("cri,crj->crij", apart, apart)).mean(axis=0),
+        "covariance": (covariance + shrink * np.einsum("cri,crj->crij", apart, apart)).mean(axis=0),
         "sigma": np.sqrt((sigma**2).mean(axis=0)),
         "S0": S0.mean(axis=0),
         "S0_sd": np.sqrt((S0_sd**2 + S0_apart**2).mean(axis=0)),
@@ -416,7 +436,7 @@ def _box(shape: tuple[int, ...], chunk: int) -> tuple[int, int, int]:
     return x, y, min(shape[2], max(1, chunk // (x * y)))
 
 
-def _blocks(shape: tuple[int, ...], box: tuple[int, int, int]) -> Iterator[Block]:
+def _blocks(shape: tuple[int, ...], box: tuple[int, ...]) -> Iterator[Block]:
     for z in range(0, shape[2], box[2]):
         for y in range(0, shape[1], box[1]):
             for x in range(0, shape[0], box[0]):
@@ -532,8 +552,8 @@ def _fill(
     """Put the kernel's columns into the maps, and judge them."""
     k, effective = out[:, K_HAT], out[:, EFFECTIVE]
     numbers = np.isfinite(out[:, : 4 * FIELDS]).all(axis=1)
-    failed = ~numbers | (k > K_FAILED) | (population.verdict == "failed")
-    doubtful = (k > K_DOUBTFUL) | (effective < FEW_DRAWS) | (population.verdict == "doubtful")
+    failed = ~numbers | ~(k <= K_FAILED) | (population.verdict == "failed")
+    doubtful = ~(k <= K_DOUBTFUL) | (effective < FEW_DRAWS) | (population.verdict == "doubtful")
     if task.noise == "gaussian":
         doubtful |= out[:, SQUARE] > chi2.isf(MISFIT, len(task.b) - 1)
     status = np.where(failed, STATUS["failed"], np.where(doubtful, STATUS["doubtful"], STATUS["ok"]))
@@ -620,32 +640,35 @@ def _run_on_workers(
 
     bar.stage("mapping on workers")
     shared = client.scatter(task, broadcast=True)
-    lazy = hasattr(scan["signal"].data, "dask")
-    blocks = iter(_read_blocks(scan, todo, lazy))
-    pending: dict[Any, Block] = {}
+    lazy = scan["signal"].chunks is not None
+    pending: dict[Any, tuple[Block, Any, int]] = {}
     running = as_completed(with_results=False)
 
-    def submit_next() -> bool:
-        found = next(blocks, None)
-        if found is None:
-            return False
-        block, signal = found
+    def submit(block: Block, signal: Any, attempt: int) -> None:
         source = client.compute(signal) if lazy else client.scatter(signal)
-        future = client.submit(
-            map_block, source, labels[block], _start(block), shared, pure=False, retries=LOST_WORKERS
-        )
-        pending[future.key] = block
+        future = client.submit(map_block, source, labels[block], _start(block), shared, pure=False)
+        pending[future.key] = block, signal, attempt
         running.add(future)
-        return True
 
-    for _ in range(2 * max(1, sum(client.nthreads().values()))):
-        if not submit_next():
-            break
+    blocks = iter(_read_blocks(scan, todo, lazy))
+    for _, (block, signal) in zip(range(2 * sum(client.nthreads().values())), blocks, strict=False):
+        submit(block, signal, 1)
     for future in running:
-        block = pending.pop(future.key)
-        sink.put(block, future.result())
+        block, signal, attempt = pending.pop(future.key)
+        try:
+            maps = future.result()
+        except Exception as error:
+            if attempt == ATTEMPTS:
+                raise InputError(
+                    f"scheduler: a block failed {ATTEMPTS} times on its workers "
+                    f"({type(error).__name__}: {error}); see to them and run again; a store keeps its blocks"
+                ) from None
+            submit(block, signal, attempt + 1)
+            continue
+        sink.put(block, maps)
         bar.advance(int((labels[block] != 0).sum()))
-        submit_next()
+        if (following := next(blocks, None)) is not None:
+            submit(*following, 1)
 
 
 @contextmanager
@@ -681,17 +704,15 @@ def _read_blocks(scan: xr.Dataset, todo: list[Block], lazy: bool) -> Iterator[tu
 
 
 def _signal_digest(scan: xr.Dataset) -> str:
-    """Of the signals and labels: of the files they come from where it is known."""
+    """Of the signals and labels; of the name that dask gives the signals, where it holds them."""
     digest = hashlib.sha256(np.ascontiguousarray(scan["roi"].values).tobytes())
-    inputs = scan.attrs.get("inputs", "{}")
-    digest.update(inputs.encode())
-    if inputs == "{}":
-        data = scan["signal"].data
-        if hasattr(data, "dask"):
-            digest.update(str(data.name).encode())
-        else:
-            for k in range(scan.sizes["measurement"]):
-                digest.update(np.ascontiguousarray(scan["signal"].isel(measurement=k).values).tobytes())
+    if scan["signal"].chunks is not None:
+        digest.update(str(scan["signal"].data.name).encode())
+    else:
+        for k in range(scan.sizes["measurement"]):
+            digest.update(
+                np.ascontiguousarray(scan["signal"].isel(measurement=k).values, np.float32).tobytes()
+            )
     return digest.hexdigest()
 
 
