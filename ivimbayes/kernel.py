@@ -209,7 +209,7 @@ def make_draws(
     averages : ndarray (K,)
         Images averaged into each measurement.
     count : int
-        Lanes; the draws are thinned evenly, or repeated.
+        Lanes; the draws are thinned, evenly over the spread of ln(D* - D), or repeated.
     nu : float
         Degrees of freedom of a Student-t population.
     rician : bool
@@ -217,7 +217,8 @@ def make_draws(
         Of the order.
     """
     R, K = len(mean), len(averages)
-    even = np.linspace(0, R - 1, count).round().astype(int)
+    # evenly over the spread of ln(D* - D) between voxels, on which the tail of D* hangs
+    even = np.argsort(covariance[:, 2, 2], kind="stable")[np.linspace(0, R - 1, count).round().astype(int)]
     chosen = np.random.default_rng([seed, count]).permutation(even if count <= R else np.arange(count) % R)
     mu, Sigma, noise = mean[chosen], covariance[chosen], sigma[chosen]
     # S0 has one population, of all draws: how bright a voxel is must not choose among draws of theta's

@@ -110,7 +110,7 @@ def test_folder_is_not_overwritten_unasked(case: Case, run: Run, no_sampling: No
     assert (status, err.count("\n")) == (2, 1)
     assert "not empty (holds thesis.txt)" in err and "--overwrite" in err
     assert [p.name for p in case.out.iterdir()] == ["thesis.txt"]
-    status, out, _ = run(*fit(case, "--overwrite"))
+    status, out, _ = run(*fit(case, "--overwrite", "--no-maps"))
     assert {p.name for p in case.out.iterdir()} == {"thesis.txt", "posterior.nc", "summary.tsv"}
     assert (case.out / "thesis.txt").read_text() == "precious"
 
@@ -123,7 +123,7 @@ def test_folder_that_cannot_be_made(case: Case, run: Run) -> None:
 
 
 def test_results_and_status(case: Case, run: Run, no_sampling: None, short_fit: xr.DataTree) -> None:
-    status, out, err = run(*fit(case))
+    status, out, err = run(*fit(case, "--no-maps"))
     verdicts = [d.verdict for d in diagnose(short_fit).values()]
     assert status == (3 if "failed" in verdicts else 0)
     assert err == ""
@@ -147,7 +147,7 @@ def test_failed_region_is_status_3(
     monkeypatch.setattr(ivimbayes.convergence, "R_HAT", 0.5)
     monkeypatch.setattr(ivimbayes.convergence, "R_HAT_FAILED", 0.6)
     monkeypatch.setattr("ivimbayes.summary.R_HAT_FAILED", 0.6)
-    status, out, _ = run(*fit(case))
+    status, out, _ = run(*fit(case, "--no-maps"))
     assert status == 3
     assert "failed: the chains disagree" in out
     assert (case.out / "summary.tsv").exists()
@@ -155,7 +155,7 @@ def test_failed_region_is_status_3(
 
 def test_warnings_are_one_line(case: Case, run: Run, no_sampling: None) -> None:
     case.write_b("0 0 10 20 30 40 50 60 70 80 90 100 110 120 130 140")
-    _, _, err = run(*fit(case))
+    _, _, err = run(*fit(case, "--no-maps"))
     assert err.count("\n") == 1
     assert err.startswith("ivimbayes: warning: ") and "no high b value" in err and "dwi.bval" in err
 
