@@ -1303,29 +1303,37 @@ def _weigh(count, signal, square, protocol, draws, density, work):
 
 
 @jit
-def _over_draws(count, lone, x, S0, given, square, draws, few, matrix, work):
-    """Log-density of each draw s given each population draw r of `few`, less its own: matrix (s, r)."""
+def _over_draws(count, lone, x, S0, given, square, draws, few, first, matrix, work):
+    """Log-density of each draw s given each population draw first + r of `few`: matrix (s, r)."""
     total, logs = work.sums[0], work.sums[1]
     A = few.precision
     for s in range(count):
         own = given[s] / draws.noise[s]
         G, gs = own - draws.ratio[s], S0[s] * own - draws.ratio[s] * draws.S0[s]
         for r in range(WIDTH):
-            total[r] = G + few.ratio[r]
+            total[r] = G + few.ratio[first + r]
         logarithms(total, logs, work.bits[0])
         for r in range(WIDTH):
-            ratio, m = few.ratio[r], few.S0[r]
+            ratio, m = few.ratio[first + r], few.S0[first + r]
             c = (ratio * m + gs) / total[r]
-            matrix[s, r] = -0.5 * (few.noise[r] * (square + ratio * m * m - total[r] * c * c) + logs[r])
+            matrix[s, r] = -0.5 * (
+                few.noise[first + r] * (square + ratio * m * m - total[r] * c * c) + logs[r]
+            )
         if lone:
             for r in range(WIDTH):
-                d = x[0, s] - few.mean[1, r]
-                total[r] = d * d * few.lone[r]
+                d = x[0, s] - few.mean[1, first + r]
+                total[r] = d * d * few.lone[first + r]
         else:
             for r in range(WIDTH):
-                d0, d1, d2 = x[0, s] - few.mean[0, r], x[1, s] - few.mean[1, r], x[2, s] - few.mean[2, r]
-                q = d0 * d0 * A[0, r] + d1 * d1 * A[1, r] + d2 * d2 * A[2, r]
-                total[r] = q + 2.0 * (d0 * d1 * A[3, r] + d0 * d2 * A[4, r] + d1 * d2 * A[5, r])
+                d0, d1, d2 = (
+                    x[0, s] - few.mean[0, first + r],
+                    x[1, s] - few.mean[1, first + r],
+                    x[2, s] - few.mean[2, first + r],
+                )
+                q = d0 * d0 * A[0, first + r] + d1 * d1 * A[1, first + r] + d2 * d2 * A[2, first + r]
+                total[r] = q + 2.0 * (
+                    d0 * d1 * A[3, first + r] + d0 * d2 * A[4, first + r] + d1 * d2 * A[5, first + r]
+                )
         dims = 1.0 if lone else 3.0
         if draws.nu > 0.0:
             for r in range(WIDTH):
@@ -1334,7 +1342,9 @@ def _over_draws(count, lone, x, S0, given, square, draws, few, matrix, work):
             for r in range(WIDTH):
                 total[r] = (draws.nu + dims) * logs[r]
         for r in range(WIDTH):
-            constant = few.lone_constant[r] if lone else few.constant[r] + few.shared[r]
+            constant = (
+                few.lone_constant[first + r] if lone else few.constant[first + r] + few.shared[first + r]
+            )
             matrix[s, r] += constant - 0.5 * total[r]
 
 
@@ -1343,24 +1353,29 @@ def _mean_weights(count, own, square, draws, few, matrix, normaliser, work):
     """Log-weights of the draws in ``work.x``, each averaged over the draws `few` of the population.
 
     Given the population, of which each draw has seen an ``own`` voxel, that voxel's posterior is the mean of
-    the normalised conditional posteriors; ``normaliser`` is filled with their log-evidences.
+    the normalised conditional posteriors; ``normaliser`` is filled with the log-evidences of the first
+    `WIDTH`. Other voxels take the first `WIDTH` draws only.
     """
-    _over_draws(count, False, work.x, work.value[3], work.given, square, draws, few, matrix, work)
-    _log_means(count, work.log_q, matrix, normaliser, work)
-    top = 0.0
-    if not own:
-        top = normaliser.max()
-        for r in range(WIDTH):
-            normaliser[r] = top
-    lanes = work.sums[0]
+    sets, mean, lanes, top = few.noise.size // WIDTH if own else 1, work.square, work.sums[0], 0.0
     for s in range(count):
-        for r in range(WIDTH):
-            lanes[r] = matrix[s, r] - normaliser[r]
-        exponentials(lanes, work.sums[1], work.bits[0])
-        total, _ = _sums(work.sums[1])
-        work.log_w[s] = math.log(max(total / WIDTH, 1e-300))
+        mean[s] = 0.0
+    for n in range(sets - 1, -1, -1):  # the first last: its log-evidences stay
+        _over_draws(
+            count, False, work.x, work.value[3], work.given, square, draws, few, n * WIDTH, matrix, work
+        )  # fmt: skip
+        _log_means(count, work.log_q, matrix, normaliser, work)
+        if not own:
+            top = normaliser.max()
+            for r in range(WIDTH):
+                normaliser[r] = top
+        for s in range(count):
+            for r in range(WIDTH):
+                lanes[r] = matrix[s, r] - normaliser[r]
+            exponentials(lanes, work.sums[1], work.bits[0])
+            total, _ = _sums(work.sums[1])
+            mean[s] += total / (WIDTH * sets)
     for s in range(count):
-        work.log_w[s] += top
+        work.log_w[s] = top + math.log(max(mean[s], 1e-300))
     return _finish_weights(count, work.log_w, work.w, work)
 
 
@@ -1457,7 +1472,7 @@ def voxel_posteriors(
         Whether the voxel was among those fitted.
     protocol : Protocol
     draws, few, many : Draws
-        Of as many lanes as `points` and `more_points` have draws, and of `WIDTH`.
+        Of as many lanes as `points` and `more_points` have draws, and of some times `WIDTH`.
     points, more_points, lone_points : Points
         For the first pass, the robust pass and one compartment.
     interval : float
@@ -1559,7 +1574,7 @@ def voxel_posteriors(
             work.square[s] = lone_points.log_q[s] + shift
         if fitted:
             _over_draws(
-                lone_count, True, work.x, work.value[3], work.given, yy, draws, few, matrix, work
+                lone_count, True, work.x, work.value[3], work.given, yy, draws, few, 0, matrix, work
             )  # fmt: skip
             _log_means(lone_count, work.square, matrix, lone_normaliser, work)
             highest = (lone_normaliser - normaliser).max()

@@ -45,6 +45,7 @@ from ivimbayes.summary import diagnose
 NOISES = ("gaussian", "rician")
 DRAWS = {"gaussian": 512, "rician": 1024}
 ROBUST_FACTOR, LONE_DRAWS = 8, 64
+FEW = 4 * WIDTH  # population draws over which a fitted voxel's posterior is averaged
 POPULATION_DRAWS = 4096
 BLOCKS, FEWEST, MOST = 24, 1024, 16_384  # of a volume at least, and voxels of a block
 SLAB_BYTES = 128_000_000  # of signals read at a time
@@ -127,7 +128,7 @@ class Task:
                     p.mean, p.covariance, p.sigma / scale, p.S0 / scale, p.S0_sd / scale, self.averages, n,
                     nu=p.nu, rician=self.noise == "rician", seed=self.seed,
                 )
-                for n in (self.draws, WIDTH, ROBUST_FACTOR * self.draws)
+                for n in (self.draws, FEW, ROBUST_FACTOR * self.draws)
             )  # fmt: skip
             self._lanes[label] = scale, first, few, second
         return self._lanes[label]

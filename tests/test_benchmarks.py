@@ -11,6 +11,7 @@ from ivimbayes import choose_voxels
 from ivimbayes.density import _unpack, coordinates, log_density, split_draws
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+import maps  # noqa: E402
 import population  # noqa: E402
 import scaling  # noqa: E402
 import settings  # noqa: E402
@@ -61,3 +62,14 @@ def test_worst_values_are_found() -> None:
     r_hat, ess = scaling.worst(xr.Dataset({"a": (("chain", "draw", "n"), draws)}), ["a"])
     assert r_hat > 1.05
     assert ess < 100
+
+
+def test_scans_of_the_maps_benchmark() -> None:
+    scan, truth = maps.scan_of("brain", 10, 300, seed=0)
+    assert (scan["signal"].values > 0).all()
+    assert scan["signal"].shape == (300, 1, 1, 16)
+    assert all(len(truth[name]) == 300 for name in maps.NAMES)
+    f, D, D_star = (truth[name][:, None] for name in maps.NAMES)
+    curve = maps.curves(scan) / maps.curves(scan)[:, :2].mean(axis=1, keepdims=True)
+    error = curve - (f * np.exp(-maps.B * D_star) + (1 - f) * np.exp(-maps.B * D))
+    assert 0.08 < error[:, 2:].std() < 0.16
