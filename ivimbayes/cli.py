@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS = ".ivimbayes-regions", ".ivimbayes-maps", ".ivimbayes-written"
-OURS = (CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS)
+OURS = (CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS, f".{UNFINISHED_MAPS}.unfinished")
 RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv"), "maps"
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION, EXIT_INTERRUPTED = 2, 3, 130
@@ -269,7 +269,8 @@ def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> Non
     else:
         made.load().to_zarr(written / "maps.zarr", zarr_format=3, consolidated=False)
     replace_maps(written, folder)
-    shutil.rmtree(store)
+    for name in OURS[1:]:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 @app.command()
@@ -341,7 +342,8 @@ class _OutFolder:
         if not list(kept.glob("region-*.nc")):
             shutil.rmtree(kept, ignore_errors=True)
         if not any((self.path / UNFINISHED_MAPS / "blocks_done").glob("c/**/*")):
-            shutil.rmtree(self.path / UNFINISHED_MAPS, ignore_errors=True)
+            for name in OURS[1:]:
+                shutil.rmtree(self.path / name, ignore_errors=True)
         for path in self.made:
             if path.exists() and not any(path.iterdir()):
                 path.rmdir()

@@ -103,10 +103,10 @@ class ZarrStore:
             raise InputError(
                 f"{path}: holds maps of another scan, fit or setting; name another store or delete it"
             )
-        if found == key and (path / DONE / "zarr.json").is_file():
+        if found == key:
             self.group = zarr.open_group(path, mode="r+")
             self.box = box = tuple(self.group["status"].chunks)  # that of the run that began
-        else:  # also where an earlier run was ended while it laid the store out
+        else:
             shutil.rmtree(path, ignore_errors=True)
             self._lay_out(shape, keep_draws, key)
         self.marks = self.group[DONE]
@@ -115,8 +115,10 @@ class ZarrStore:
     def _lay_out(self, shape: tuple[int, ...], keep_draws: int, key: str) -> None:
         import zarr
 
-        self.path.mkdir(parents=True)
-        self.group = zarr.create_group(self.path, attributes={KEY: key})
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")  # of a run that was ended meanwhile
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        self.group = zarr.create_group(unfinished, attributes={KEY: key})
         for name, (dims, dtype, outside) in self.layout.items():
             lead = (keep_draws,) if dims[0] == "draw" else ()
             self.group.create_array(
@@ -131,6 +133,8 @@ class ZarrStore:
             fill_value=0,
             dimension_names=["block_x", "block_y", "block_z"],
         )
+        unfinished.rename(self.path)
+        self.group = zarr.open_group(self.path, mode="r+")
 
     def _place(self, block: Block) -> tuple[int, ...]:
         return tuple(s.start // size for s, size in zip(block, self.box, strict=True))
