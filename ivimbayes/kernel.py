@@ -1531,6 +1531,11 @@ def voxel_posteriors(
         if not total > 0.0:
             continue
         evidence = top + math.log(total / count)
+        if passes == 2:
+            s = np.argmax(work.log_w[:count] + work.log_q[:count])
+            for i in range(3):
+                theta[i] = work.x[i, s]
+        row[SQUARE] = used.middle[0] * _least_square(theta[0], theta[1], theta[2], signal, yy, protocol)
         # logit f, ln D and ln D* in x; of S0 the mean given each draw
         for o in range(0, count, WIDTH):
             logarithms(work.value[2, o : o + WIDTH], work.square[o : o + WIDTH], work.bits[0])
@@ -1557,11 +1562,6 @@ def voxel_posteriors(
                 count, work.w, total, work.value, work.given, normal, protocol.rician, identity[v], seed,
                 kept[v],
             )  # fmt: skip
-        if passes == 2:
-            s = np.argmax(work.log_w[:count] + work.log_q[:count])
-            for i in range(3):
-                theta[i] = work.x[i, s]
-        row[SQUARE] = used.middle[0] * _least_square(theta[0], theta[1], theta[2], signal, yy, protocol)
         # one compartment
         _lone_mode(draws.centre[1], signal, yy, protocol, draws, P - 2, theta, L)
         _spread(theta, L, ones, lone_points, P - 2, 0, lone_count, work.x)
