@@ -22,7 +22,7 @@ from ivimbayes.collect import collect_region, join_regions
 from ivimbayes.convergence import measure_chains
 from ivimbayes.density import callbacks, coordinates, pack_region
 from ivimbayes.errors import InputError
-from ivimbayes.least_squares import Population, population_mode
+from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors
 from ivimbayes.progress import FitProgress
 from ivimbayes.spec import ModelSpec, model_data

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.least_squares import Population
+from ivimbayes.modes import Population
 from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior, tissue_prior
 from ivimbayes.signals import SIGNALS

@@ -10,7 +10,7 @@ FLOORS = (
     {"errors"},
     {"signals", "noise", "storage", "labels", "progress", "lanes"},
     {"priors", "scans", "maps", "kernel"},
-    {"least_squares", "simulate", "voxels", "stores"},
+    {"modes", "simulate", "voxels", "stores"},
     {"spec"},
     {"model", "density"},
     {"collect", "convergence"},

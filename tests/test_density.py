@@ -8,7 +8,7 @@ import pytest
 
 from ivimbayes.density import callbacks, coordinates, log_density, pack_region, split_draws
 from ivimbayes.lanes import exponentials
-from ivimbayes.least_squares import population_mode
+from ivimbayes.modes import population_mode
 from ivimbayes.model import build_model
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.sampling import sampler_model

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from scipy.stats import ks_2samp, multivariate_normal, multivariate_t
 
-from ivimbayes.least_squares import Population, population_mode
+from ivimbayes.modes import Population, population_mode
 from ivimbayes.model import Informed, build_model
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.priors import tissue_prior

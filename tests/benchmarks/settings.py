@@ -23,7 +23,7 @@ from population import TISSUES, B
 
 from ivimbayes import ModelSpec, choose_voxels, read_scan, sampling, simulate, tissue_prior
 from ivimbayes.density import callbacks, pack_region, split_draws
-from ivimbayes.least_squares import Population, voxel_modes
+from ivimbayes.modes import Population, voxel_modes
 from ivimbayes.priors import assign_priors
 from ivimbayes.progress import FitProgress
 from ivimbayes.sampling import RegionTask

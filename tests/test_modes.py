@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ivimbayes.least_squares import population_mode, voxel_modes
+from ivimbayes.modes import population_mode, voxel_modes
 from ivimbayes.priors import tissue_prior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import draw_theta
