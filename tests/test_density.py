@@ -8,8 +8,8 @@ import pytest
 
 from ivimbayes.density import callbacks, coordinates, log_density, pack_region, split_draws
 from ivimbayes.lanes import exponentials
-from ivimbayes.modes import population_mode
 from ivimbayes.model import build_model
+from ivimbayes.modes import population_mode
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.sampling import sampler_model
 from ivimbayes.signals import SIGNALS

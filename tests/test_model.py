@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 from scipy.stats import ks_2samp, multivariate_normal, multivariate_t
 
-from ivimbayes.modes import Population, population_mode
 from ivimbayes.model import Informed, build_model
+from ivimbayes.modes import Population, population_mode
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.priors import tissue_prior
 from ivimbayes.signals import SIGNALS
