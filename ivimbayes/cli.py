@@ -101,6 +101,17 @@ def fit_command(
     level: Annotated[
         str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")
     ] = "voxel",
+    signal: Annotated[
+        str,
+        typer.Option(
+            "--signal",
+            help="Signal model: monoexponential, kurtosis, simplified, biexponential, "
+            "biexponential_kurtosis, triexponential.",
+        ),
+    ] = "biexponential",
+    noise: Annotated[
+        str, typer.Option("--noise", help="Noise of the signals: gaussian, rician, student_t.")
+    ] = "gaussian",
     population: Annotated[
         str, typer.Option("--population", help="Voxels around their region: normal, student_t.")
     ] = "normal",
@@ -132,7 +143,7 @@ def fit_command(
     }  # fmt: skip
     if rois is None and mask is None:
         raise InputError(f"{dwi}: no regions given; name a label image with --rois or a mask with --mask")
-    spec = ModelSpec(population=population)
+    spec = ModelSpec(signal=signal, noise=noise, population=population)
     scan = read_scan(
         dwi, bval, mask, rois, names=_names(names), regions=region or None,
         averages=_numbers(averages, "--averages"), b_min=b_min, b_max=b_max,
@@ -203,8 +214,9 @@ def map_command(
     ] = None,
     real_valued: RealValued = False,
     noise: Annotated[
-        str, typer.Option("--noise", help="Noise of the signals: gaussian, rician.")
-    ] = "gaussian",
+        str | None,
+        typer.Option("--noise", help="Noise of the signals: gaussian, rician.  [default: the fit's]"),
+    ] = None,
     interval: Annotated[float, typer.Option("--interval", help="Probability of the intervals.")] = 0.95,
     keep_draws: Annotated[int, typer.Option("--keep-draws", help="Draws of each voxel to keep.")] = 0,
     perfusion_prior: Annotated[
@@ -351,11 +363,14 @@ class _OutFolder:
 
 def _map_regions(
     scan: "xr.Dataset", tree: "xr.DataTree", folder: Path, seed: int, cores: int | None, quiet: bool
-) -> "xr.Dataset":
+) -> "xr.Dataset | None":
     """Map the regions that were fitted, into a folder that `_write` puts in its place."""
     from ivimbayes.maps import write_maps
-    from ivimbayes.voxelwise import posterior_maps
+    from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 
+    if reason := why_not_mapped(tree):
+        typer.echo(f"ivimbayes: no maps: {reason}", err=True)
+        return None
     made = posterior_maps(scan, tree, seed=seed, cores=cores, progress=not quiet)
     shutil.rmtree(folder / CHECKPOINT / MAPS, ignore_errors=True)
     write_maps(made, folder / CHECKPOINT / MAPS)

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.density import split_draws
+from ivimbayes.correlation import correlations, covariance, pairs
+from ivimbayes.density import noise_constant, split_draws
 from ivimbayes.noise import NOISES
 from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.simulate import covariance, draw_region_prior, draw_theta
-from ivimbayes.spec import PAIRS, S0_MEAN, S0_MEAN_SD, SIGMA_SCALE, ModelSpec
+from ivimbayes.simulate import draw_region_prior, draw_theta
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE, ModelSpec
 from ivimbayes.storage import shorten
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
@@ -19,7 +20,6 @@ STATS = {
     "step_size": "step_size", "mean_tree_accept": "acceptance_rate",
     "maxdepth_reached": "reached_max_treedepth",
 }  # fmt: skip
-REGION_VALUES = ("f_roi", "D_roi", "D_star_roi")
 Arrays = dict[str, np.ndarray]
 
 
@@ -69,7 +69,8 @@ def collect_region(
         {name: np.stack([part[n][name] for part in parts]) for name in parts[0][n]} for n in range(4)
     )
     signal = SIGNALS[spec.signal]
-    region = dict(zip(REGION_VALUES, signal.values(*np.moveaxis(hyper["mu"], -1, 0)), strict=True))
+    region_values = signal.values(*np.moveaxis(hyper["mu"], -1, 0))
+    region = {f"{p}_roi": v for p, v in zip(signal.parameters, region_values, strict=True)}
     prior, prior_predictive = _prior(voxels, spec, scale, pooled, rng)
     chain_draw, coords = ("chain", "draw"), _coords(voxels, spec)
     chain_coords = {"chain": np.arange(len(chains)), "draw": np.arange(draws)}
@@ -104,34 +105,41 @@ def _of_chain(
     signal, noise, averages = SIGNALS[spec.signal], NOISES[spec.noise], voxels["averages"].values
     values = dict(zip(signal.parameters, signal.values(*np.moveaxis(raw["theta"], -1, 0)), strict=True))
     S0 = raw["S0_mean"] + raw["S0_scale"] * rng.standard_normal(raw["S0_mean"].shape)
-    unit = 0.5 * np.log(averages).sum(axis=1) - voxels.sizes["measurement"] * np.log(scale)
+    unit = noise_constant(spec.noise, voxels["signal"].values / scale, averages)
+    unit -= voxels.sizes["measurement"] * np.log(scale)
     curve = signal.curve(voxels["b"].values, *(values[n][kept, :, None] for n in signal.parameters))
     predictive = noise.draw_signal(rng, curve, S0[kept], raw["sigma"][kept, None], averages)
     by_voxel = {k: shorten(v) for k, v in {**values, "S0": scale * S0}.items()}
     hyper = {name: scale * raw[name] for name in ("sigma", "S0_roi", "S0_sd")}
     if pooled:
-        r10, r20, r21 = np.moveaxis(raw["partial"], -1, 0)
-        r12 = r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))
-        hyper |= {"mu": raw["mu"], "sd": raw["sd"], "correlation": np.stack([r10, r20, r12], axis=-1)}
+        correlation = correlations(raw["partial"], len(signal.parameters))
+        hyper |= {"mu": raw["mu"], "sd": raw["sd"], "correlation": correlation}
     else:  # one curve has no spread
-        empty = np.full((len(S0), 3), np.nan)
-        hyper |= {"mu": raw["theta"][:, 0], "sd": empty, "correlation": empty}
+        hyper |= {"mu": raw["theta"][:, 0], **_no_spread(len(S0), len(signal.parameters))}
     log_likelihood = {"signal": shorten(raw["log_likelihood"] + unit)}
     return by_voxel, log_likelihood, {"signal": shorten(scale * predictive)}, hyper
+
+
+def _no_spread(draws: int, parameters: int) -> Arrays:
+    return {
+        "sd": np.full((draws, parameters), np.nan),
+        "correlation": np.full((draws, len(pairs(parameters))), np.nan),
+    }
 
 
 def _prior(
     voxels: xr.Dataset, spec: ModelSpec, scale: float, pooled: bool, rng: np.random.Generator
 ) -> tuple[Arrays, np.ndarray]:
     """Draws of the region's prior, and signals of its voxels under some of them, in signal units."""
-    drawn = draw_region_prior(spec.prior, PRIOR_DRAWS, rng, spec.eta)
+    drawn = draw_region_prior(spec.prior, PRIOR_DRAWS, rng, spec.eta, spec.signal)
+    P = drawn["mu"].shape[1]
     averages = voxels["averages"].values
     sigma = np.abs(SIGMA_SCALE * np.sqrt(np.median(averages)) * rng.standard_normal(PRIOR_DRAWS))
     S0_roi = S0_MEAN + (S0_MEAN_SD * rng.standard_normal(PRIOR_DRAWS) if pooled else np.zeros(PRIOR_DRAWS))
     S0_sd = S0_MEAN_SD * (np.abs(rng.standard_normal(PRIOR_DRAWS)) if pooled else np.ones(PRIOR_DRAWS))
     if not pooled:
-        drawn |= {"sd": np.full((PRIOR_DRAWS, 3), np.nan), "correlation": np.full((PRIOR_DRAWS, 3), np.nan)}
-    Sigma = covariance(drawn["sd"], drawn["correlation"]) if pooled else np.zeros((PRIOR_DRAWS, 3, 3))
+        drawn |= _no_spread(PRIOR_DRAWS, P)
+    Sigma = covariance(drawn["sd"], drawn["correlation"]) if pooled else np.zeros((PRIOR_DRAWS, P, P))
     signal, V, predictive = SIGNALS[spec.signal], voxels.sizes["voxel"], []
     for d in range(PRIOR_PREDICTIVE_DRAWS):
         theta = draw_theta(drawn["mu"][d], Sigma[d], V, rng, spec.population, spec.nu)
@@ -147,18 +155,19 @@ def _coords(voxels: xr.Dataset, spec: ModelSpec) -> dict[str, Any]:
     return {
         "roi": [voxels.attrs["roi"]], "voxel_roi": ("voxel", [voxels.attrs["roi"]] * voxels.sizes["voxel"]),
         **{axis: ("voxel", voxels[axis].values) for axis in "xyz"},
-        "parameter": list(names), "pair": [f"{names[i]}:{names[j]}" for i, j in PAIRS],
+        "parameter": list(names), "pair": [f"{names[i]}:{names[j]}" for i, j in pairs(len(names))],
         "b": ("measurement", voxels["b"].values, {"units": "s/mm2"}),
     }  # fmt: skip
 
 
 DIMS = {
-    **dict.fromkeys(("f", "D", "D_star", "S0"), ("voxel",)), "signal": ("voxel", "measurement"),
-    **dict.fromkeys((*REGION_VALUES, "sigma", "S0_roi", "S0_sd"), ("roi",)),
+    **dict.fromkeys((*(p for p in PARAMETERS if p != "sigma"),), ("voxel",)),
+    **dict.fromkeys((*(f"{p}_roi" for p in PARAMETERS), "sigma", "S0_sd"), ("roi",)),
+    "signal": ("voxel", "measurement"),
     **dict.fromkeys(("mu", "sd"), ("roi", "parameter")), "correlation": ("roi", "pair"),
 }  # fmt: skip
 LONG_NAMES = {
-    "mu": "mean of theta = (logit f, ln D, ln(D* - D)) in the region",
+    "mu": "mean of theta, the signal's unbounded parameters, in the region",
     "sd": "scale of theta between voxels (its standard deviation, if the population is normal)",
     "correlation": "correlation of theta between voxels",
     "S0_roi": "mean S0 of the region",
@@ -194,7 +203,7 @@ def _attrs(name: str) -> dict[str, str]:
         unit = "signal units" if name in ("S0_roi", "S0_sd", "signal") else "1"
         return {"units": unit, "long_name": LONG_NAMES[name]}
     assert parameter is not None
-    suffix = " of the region's median voxel" if name in REGION_VALUES else ""
+    suffix = " of the region's median voxel" if name.endswith("_roi") else ""
     return {"units": parameter.unit, "long_name": parameter.long_name + suffix}
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import arviz as az
 import xarray as xr
 
-REPORTED = ("f_roi", "D_roi", "D_star_roi", "S0_roi", "sigma")
+from ivimbayes.signals import PARAMETERS
+
+REPORTED = (*(f"{name}_roi" for name in PARAMETERS if name != "sigma"), "sigma")
 BETWEEN_VOXELS = ("sd", "correlation", "S0_sd")
 R_HAT, R_HAT_FAILED = 1.01, 1.05
 ESS, ESS_FAILED = 400, 100

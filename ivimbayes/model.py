@@ -1,7 +1,7 @@
 """The hierarchical model of one region: the only place that builds a `pm.Model`."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,57 +9,47 @@ import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
 
-from ivimbayes.noise import NOISES
+from ivimbayes.correlation import beta_shapes, correlation_cholesky, pairs
+from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import PAIRS, S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, beta_shapes
-
-
-def correlation_cholesky(partial: Any, sqrt: Callable[[Any], Any] = np.sqrt) -> list[list[Any]]:
-    """Lower Cholesky factor (row by row) of the 3 x 3 correlation with the given partial correlations.
-
-    ``partial[..., i]`` belongs to the pairs (0, 1), (0, 2) and (1, 2) given 0. With the first two
-    2 Beta(eta + ½, eta + ½) - 1 and the last 2 Beta(eta, eta) - 1 the correlation is LKJ(eta) (Lewandowski,
-    Kurowicka and Joe 2009).
-    """
-    r10, r20, r21 = partial[..., 0], partial[..., 1], partial[..., 2]
-    c10, c20, c21 = sqrt(1 - r10**2), sqrt(1 - r20**2), sqrt(1 - r21**2)
-    zero, one = 0 * r10, 1 + 0 * r10
-    return [[one, zero, zero], [r10, c10, zero], [r20, r21 * c20, c21 * c20]]
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec
 
 
 def _solve_lower(L: Any, d: list[Any]) -> list[Any]:
-    """L⁻¹ d for a 3 x 3 lower triangle, by elements."""
-    u0 = d[0] / L[0][0]
-    u1 = (d[1] - L[1][0] * u0) / L[1][1]
-    return [u0, u1, (d[2] - L[2][0] * u0 - L[2][1] * u1) / L[2][2]]
+    """L⁻¹ d for a small lower triangle, by elements, which compiles faster than a batched solve."""
+    u: list[Any] = []
+    for i, x in enumerate(d):
+        u.append((x - sum(L[i][k] * u[k] for k in range(i))) / L[i][i])
+    return u
 
 
 def _solve_upper(L: Any, d: list[Any]) -> list[Any]:
-    """L⁻ᵀ d for a 3 x 3 lower triangle, by elements."""
-    u2 = d[2] / L[2][2]
-    u1 = (d[1] - L[2][1] * u2) / L[1][1]
-    return [(d[0] - L[1][0] * u1 - L[2][0] * u2) / L[0][0], u1, u2]
+    """L⁻ᵀ d for a small lower triangle, by elements."""
+    size = len(d)
+    u: list[Any] = [None] * size
+    for i in reversed(range(size)):
+        u[i] = (d[i] - sum(L[k][i] * u[k] for k in range(i + 1, size))) / L[i][i]
+    return u
 
 
 def _cholesky(A: Any) -> list[list[Any]]:
-    """Cholesky factor of a symmetric 3 x 3 matrix, by elements (lower triangle read)."""
-    a = pt.sqrt(A[0][0])
-    b, d = A[1][0] / a, A[2][0] / a
-    c = pt.sqrt(A[1][1] - b**2)
-    e = (A[2][1] - d * b) / c
-    return [[a], [b, c], [d, e, pt.sqrt(A[2][2] - d**2 - e**2)]]
+    """Cholesky factor of a small symmetric matrix, by elements (lower triangle read)."""
+    L: list[list[Any]] = []
+    for i in range(len(A)):
+        L.append([])
+        for j in range(i):
+            L[i].append((A[i][j] - sum(L[i][k] * L[j][k] for k in range(j))) / L[j][j])
+        L[i].append(pt.sqrt(A[i][i] - sum(L[i][k] ** 2 for k in range(i))))
+    return L
 
 
 def _inverse_gram(L: Any) -> list[list[Any]]:
-    """Lower triangle of (L Lᵀ)⁻¹ for a 3 x 3 lower triangle L."""
-    i00, i11, i22 = 1 / L[0][0], 1 / L[1][1], 1 / L[2][2]
-    i10 = -L[1][0] * i00 * i11
-    i21 = -L[2][1] * i11 * i22
-    i20 = -(L[2][0] * i00 + L[2][1] * i10) * i22
+    """Lower triangle of (L Lᵀ)⁻¹ for a small lower triangle L."""
+    size = len(L)
+    inverse = [_solve_lower(L, [float(i == j) for i in range(size)]) for j in range(size)]  # column by column
     return [
-        [i00**2 + i10**2 + i20**2],
-        [i10 * i11 + i20 * i21, i11**2 + i21**2],
-        [i20 * i22, i21 * i22, i22**2],
+        [sum(inverse[i][k] * inverse[j][k] for k in range(i, size)) for j in range(i + 1)]
+        for i in range(size)
     ]
 
 
@@ -69,71 +59,83 @@ class Informed(Transform):
     With (Lambda, eta) the Gaussian approximation of the voxel's likelihood (precision, and precision times
     centre): A = Sigma⁻¹ + Lambda, M = A⁻¹ (Sigma⁻¹ mu + eta), theta = M + chol(A)⁻ᵀ z. NUTS walks in z; the
     model is unchanged. Lambda and eta are parents of the variable, so that data can be exchanged without
-    compiling again. Inputs: mu (3,), cholesky of Sigma (3, 3), Lambda (voxel, 3, 3), eta (voxel, 3).
+    compiling again. Inputs: mu (Q,), cholesky of Sigma (Q, Q), Lambda (voxel, Q, Q), eta (voxel, Q).
+
+    Parameters
+    ----------
+    size : int
+        Q, what is sampled of a voxel.
     """
 
     name = "informed"
     ndim_supp = 1
 
-    @staticmethod
-    def _factor(inputs: Any) -> tuple[Any, list[Any]]:
+    def __init__(self, size: int = 3):
+        self.size = size
+
+    def _factor(self, inputs: Any) -> tuple[Any, list[Any]]:
         mu, L, Lambda, eta = inputs[-4:]
-        rows = [[L[..., i, j] for j in range(i + 1)] for i in range(3)]
+        every = range(self.size)
+        rows = [[L[..., i, j] for j in range(i + 1)] for i in every]
         S = _inverse_gram(rows)
-        A = [[Lambda[..., i, j] + S[i][j] for j in range(i + 1)] for i in range(3)]
-        full = [[S[max(i, j)][min(i, j)] for j in range(3)] for i in range(3)]
-        right = [sum(full[i][j] * mu[..., j] for j in range(3)) + eta[..., i] for i in range(3)]
+        A = [[Lambda[..., i, j] + S[i][j] for j in range(i + 1)] for i in every]
+        full = [[S[max(i, j)][min(i, j)] for j in every] for i in every]
+        right = [sum(full[i][j] * mu[..., j] for j in every) + eta[..., i] for i in every]
         factor = _cholesky(A)
         return factor, _solve_lower(factor, right)
 
     def backward(self, value: Any, *inputs: Any) -> Any:
         """Theta from z."""
         factor, shift = self._factor(inputs)
-        return pt.stack(_solve_upper(factor, [value[..., i] + shift[i] for i in range(3)]), axis=-1)
+        return pt.stack(_solve_upper(factor, [value[..., i] + shift[i] for i in range(self.size)]), axis=-1)
 
     def forward(self, value: Any, *inputs: Any) -> Any:
         """Z from theta."""
         factor, shift = self._factor(inputs)
-        x = [value[..., i] for i in range(3)]
-        rows = [sum(factor[j][i] * x[j] for j in range(i, 3)) - shift[i] for i in range(3)]
+        x = [value[..., i] for i in range(self.size)]
+        rows = [sum(factor[j][i] * x[j] for j in range(i, self.size)) - shift[i] for i in range(self.size)]
         return pt.stack(rows, axis=-1)
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Log |d theta / d z|."""
         factor, _ = self._factor(inputs)
-        return -(pt.log(factor[0][0]) + pt.log(factor[1][1]) + pt.log(factor[2][2]))
+        return -sum(pt.log(factor[i][i]) for i in range(self.size))
 
 
-def _population(population: str, nu: float) -> tuple[Any, Any]:
-    """Log-density and sampler of theta given the region."""
+def _population(population: str, nu: float, size: int, latent: int) -> tuple[Any, Any]:
+    """Log-density and sampler of `size` parameters given the region, and of a normal S0 if latent."""
     heavy = population == "student_t"
-    constant = math.lgamma((nu + 3) / 2) - math.lgamma(nu / 2) - 1.5 * math.log(nu * math.pi)
+    constant = math.lgamma((nu + size) / 2) - math.lgamma(nu / 2) - size / 2 * math.log(nu * math.pi)
 
     def logp(theta: Any, mu: Any, L: Any, Lambda: Any, eta: Any) -> Any:
-        rows = [[L[..., i, j] for j in range(i + 1)] for i in range(3)]
-        u = _solve_lower(rows, [theta[..., i] - mu[..., i] for i in range(3)])
-        q = u[0] ** 2 + u[1] ** 2 + u[2] ** 2
-        density = -0.5 * q - 1.5 * np.log(2 * np.pi)
+        every = range(latent)
+        rows = [[L[..., i, j] for j in range(i + 1)] for i in every]
+        u = _solve_lower(rows, [theta[..., i] - mu[..., i] for i in every])
+        q = sum(u[i] ** 2 for i in range(size))
+        density = -0.5 * q - size / 2 * np.log(2 * np.pi)
         if heavy:
-            density = constant - 0.5 * (nu + 3) * pt.log1p(q / nu)
-        return density - pt.log(rows[0][0]) - pt.log(rows[1][1]) - pt.log(rows[2][2])
+            density = constant - 0.5 * (nu + size) * pt.log1p(q / nu)
+        density -= sum(0.5 * u[i] ** 2 + 0.5 * np.log(2 * np.pi) for i in every if i >= size)
+        return density - sum(pt.log(rows[i][i]) for i in every)
+
+    parameters = size
 
     def random(mu: Any, L: Any, Lambda: Any, eta: Any, rng: np.random.Generator, size: Any) -> np.ndarray:
         shape = np.shape(eta)[:-1] if size is None else tuple(np.atleast_1d(size))
-        z = rng.standard_normal((*shape, 3))
+        z = rng.standard_normal((*shape, latent))
         if heavy:
-            z = z / np.sqrt(rng.chisquare(nu, (*shape, 1)) / nu)
+            z[..., :parameters] /= np.sqrt(rng.chisquare(nu, (*shape, 1)) / nu)
         return np.asarray(mu + np.einsum("...ij,...j->...i", L, z))
 
     return logp, random
 
 
-def _signal(noise: str) -> tuple[Any, Any]:
+def _marginal_signal(noise: str) -> tuple[Any, Any]:
     """Log-density and sampler of a voxel's measurements with S0 integrated out."""
     model = NOISES[noise]
 
     def logp(y: Any, g: Any, sigma: Any, mean: Any, sd: Any, averages: Any) -> Any:
-        return model.logp(y, g, sigma, mean, sd, averages, log=pt.log)
+        return gaussian_logp(y, g, sigma, mean, sd, averages, log=pt.log)
 
     def random(
         g: Any,
@@ -147,6 +149,20 @@ def _signal(noise: str) -> tuple[Any, Any]:
         shape = np.shape(g)[:-1] if size is None else tuple(np.atleast_1d(size))
         S0 = mean + sd * rng.standard_normal(shape)
         return model.draw_signal(rng, g, S0, np.broadcast_to(sigma, shape), averages)
+
+    return logp, random
+
+
+def _signal(noise: str) -> tuple[Any, Any]:
+    """Log-density and sampler of a voxel's measurements given S0."""
+    model = NOISES[noise]
+
+    def logp(y: Any, g: Any, S0: Any, sigma: Any, averages: Any) -> Any:
+        return model.logp(y, S0[..., None] * g, sigma, averages, xp=pt).sum(-1)
+
+    def random(g: Any, S0: Any, sigma: Any, averages: Any, rng: np.random.Generator, size: Any) -> np.ndarray:
+        shape = np.shape(g)[:-1] if size is None else tuple(np.atleast_1d(size))
+        return model.draw_signal(rng, g, np.broadcast_to(S0, shape), np.broadcast_to(sigma, shape), averages)
 
     return logp, random
 
@@ -167,51 +183,64 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
     -------
     pm.Model
         Free variables ``mu``, ``sd`` (parameter), ``unit_partial`` (pair), ``sigma``, ``S0_roi``, ``S0_sd``,
-        ``theta`` (voxel, parameter); deterministic ``f``, ``D``, ``D_star`` (voxel); observed ``signal``
-        (voxel, measurement).
+        ``theta`` (voxel, latent); deterministic: the signal's parameters, such as ``f``, ``D``, ``D_star``
+        (voxel); observed ``signal`` (voxel, measurement).
 
     Notes
     -----
-    theta = (logit f, ln D, ln(D* - D)) ~ Normal or Student-t(mu, diag(sd) C diag(sd)), C ~ LKJ(eta). S0 of
-    a voxel is Normal(S0_roi, S0_sd²) and integrated out of ``signal``.
+    theta ~ Normal or Student-t(mu, diag(sd) C diag(sd)), C ~ LKJ(eta), in the signal's unbounded parameters
+    (`Signal.links`). S0 of a voxel is Normal(S0_roi, S0_sd²): integrated out of ``signal`` if the noise is
+    Gaussian, else the last of ``theta``.
     """
-    signal = SIGNALS[spec.signal]
-    size, K = data["observed"].shape
+    signal, noise = SIGNALS[spec.signal], NOISES[spec.noise]
+    (size, K), P, Q = data["observed"].shape, len(signal.parameters), len(spec.latent)
     coords = {
         "voxel": np.arange(size), "measurement": np.arange(K), "parameter": list(signal.parameters),
-        "pair": [f"{signal.parameters[i]}:{signal.parameters[j]}" for i, j in PAIRS],
+        "latent": list(spec.latent),
+        "pair": [f"{signal.parameters[i]}:{signal.parameters[j]}" for i, j in pairs(P)],
     }  # fmt: skip
     population_logp, population_random = _population(
-        spec.population if level == "voxel" else "normal", spec.nu
+        spec.population if level == "voxel" else "normal", spec.nu, P, Q
     )
-    signal_logp, signal_random = _signal(spec.noise)
     with pm.Model(coords=coords) as model:
         d = {name: pm.Data(name, value) for name, value in data.items()}
         if level == "voxel":
             mu = pm.Normal("mu", d["centre"], d["width"], dims="parameter")
             sd = pm.HalfNormal("sd", d["spread"], dims="parameter")
-            shape = beta_shapes(spec.eta)
-            partial = 2 * pm.Beta("unit_partial", shape, shape, dims="pair") - 1
-            rows = correlation_cholesky(partial, sqrt=pt.sqrt)
-            L = pt.stack([sd[i] * pt.stack(rows[i]) for i in range(3)])
+            partial: Any = pt.zeros(0)
+            if P > 1:
+                shape = beta_shapes(spec.eta, P)
+                partial = 2 * pm.Beta("unit_partial", shape, shape, dims="pair") - 1
+            rows = correlation_cholesky(partial, P, sqrt=pt.sqrt)
+            L = pt.stack([sd[i] * pt.stack([pt.as_tensor(c) for c in rows[i]]) for i in range(P)])
             S0_mean = pm.Normal("S0_roi", S0_MEAN, S0_MEAN_SD)
             S0_sd = pm.HalfNormal("S0_sd", S0_SD)
         else:
             mu, L = d["centre"], pt.diag(d["width"])
             S0_mean, S0_sd = pt.constant(S0_MEAN), pt.constant(S0_MEAN_SD)
         sigma = pm.HalfNormal("sigma", d["sigma_scale"])
+        if not noise.marginal:
+            mu = pt.concatenate([mu, S0_mean[None]])
+            L = pt.set_subtensor(pt.zeros((Q, Q))[:P, :P], L)
+            L = pt.set_subtensor(L[P, P], S0_sd)
         theta = pm.CustomDist(
             "theta", mu, L, d["Lambda"], d["eta"],
             logp=population_logp, random=population_random, signature="(p),(p,q),(p,q),(p)->(p)",
-            dims=("voxel", "parameter"), default_transform=Informed(),
+            dims=("voxel", "latent"), default_transform=Informed(Q),
         )  # fmt: skip
-        values = signal.values(*(theta[:, i] for i in range(3)), exp=pt.exp)
+        values = signal.values(*(theta[:, i] for i in range(P)), exp=pt.exp)
         for name, value in zip(signal.parameters, values, strict=True):
             pm.Deterministic(name, value, dims="voxel")
         curve = signal.curve(d["b"], *(value[:, None] for value in values), exp=pt.exp)
+        parents: tuple[Any, ...]
+        if noise.marginal:
+            logp, random = _marginal_signal(spec.noise)
+            parents, signature = (sigma, S0_mean, S0_sd, d["averages"]), "(k),(),(),(),(k)->(k)"
+        else:
+            logp, random = _signal(spec.noise)
+            parents, signature = (theta[:, P], sigma, d["averages"]), "(k),(),(),(k)->(k)"
         pm.CustomDist(
-            "signal", curve, sigma, S0_mean, S0_sd, d["averages"],
-            logp=signal_logp, random=signal_random, signature="(k),(),(),(),(k)->(k)",
+            "signal", curve, *parents, logp=logp, random=random, signature=signature,
             observed=d["observed"], dims=("voxel", "measurement"),
         )  # fmt: skip
     return model

@@ -4,14 +4,18 @@ These give the sampler its starting points and the Gaussian approximation of eac
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import i0e, i1e
 
+from ivimbayes.noise import NOISES, T_NU
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 
 MODE_STEPS = 60
 POPULATION_STEPS, POPULATION_MODE_STEPS = 40, 8
+LEAST_INFORMATION = 0.05  # of a magnitude in the noise, in that of a signal
 SPREAD_WEIGHT = 4.0  # pseudo-voxels that hold the spread near its prior scale while it is estimated
 
 
@@ -30,7 +34,8 @@ class Population:
     theta : ndarray (voxel, parameter)
         Mode of each voxel.
     precision : ndarray (voxel, parameter, parameter)
-        Gauss-Newton Hessian of the negative log-likelihood of each voxel in theta.
+        Gauss-Newton Hessian of the negative log-likelihood of each voxel in theta, and in S0 where that is
+        not integrated out.
     shift : ndarray (voxel, parameter)
         ``precision`` times the centre of that approximation.
     S0 : ndarray (voxel,)
@@ -145,6 +150,7 @@ def population_mode(
     prior: TissuePrior,
     start: "Population | np.ndarray | None" = None,
     model: str = "biexponential",
+    noise: str = "gaussian",
 ) -> Population:
     """Mode of a region's population by alternating voxel modes and moments (Laplace-EM).
 
@@ -156,6 +162,9 @@ def population_mode(
         Prior of the population's mean and spread.
     start : Population or ndarray (parameter,), optional
         Mode or mean of theta to start from; different starts may end in different modes.
+    noise : str
+        A name in `NOISES`. Where S0 is not integrated out, ``precision`` and ``shift`` have it as their last
+        parameter.
 
     Returns
     -------
@@ -165,39 +174,55 @@ def population_mode(
     -----
     The step of the highest evidence on the way is returned. The mean's update weighs the voxels against the
     prior; the spread's update adds four voxels of the prior scale. With one curve the population is the
-    prior, and theta and sigma are estimated.
+    prior, and theta and sigma are estimated. Other noise is reduced to Gaussian noise at each step, as in the
+    EM algorithm: by the expected real part of a magnitude, or by the weights of Student-t residuals.
     """
     V, K = signal.shape
-    centre, W = prior.theta_centre, np.diag(prior.theta_width**2)
+    centre, width, spread = prior.theta(model)
+    W = np.diag(width**2)
     if isinstance(start, Population):
         mu, Sigma, sigma = start.mean, start.covariance, start.sigma
     else:
         mu = centre.copy() if start is None else np.asarray(start, float)
-        Sigma = np.diag((0.5 * prior.theta_spread) ** 2) if V > 1 else W
+        Sigma = np.diag((0.5 * spread) ** 2) if V > 1 else W
         sigma = 0.1 * float(np.median(signal.max(axis=1)))
     theta = np.tile(mu, (V, 1))
     if V == 1:
         mu, Sigma = centre, W
     best: Population | None = None
+    data = _Complete(signal, averages, averages, 0.0, 1.0)
     for _ in range(POPULATION_STEPS):
         theta, precision, S0, square = voxel_modes(
-            signal, averages, b, sigma, mu, Sigma, theta, model, POPULATION_MODE_STEPS
+            data.signal, data.weight, b, sigma, mu, Sigma, theta, model, POPULATION_MODE_STEPS
         )
         inverse, d = np.linalg.inv(Sigma), theta - mu
         C = np.linalg.inv(precision + inverse)
+        mean = S0[:, None] * SIGNALS[model].jacobian(b, theta)[0]
+        if noise == "gaussian":
+            log_likelihood = -0.5 * square.sum() / sigma**2 - V * (K - 1) * np.log(sigma)
+        else:
+            log_likelihood = NOISES[noise].logp(signal, mean, np.full(V, sigma), averages).sum()
         log_evidence = (
-            -0.5 * (square.sum() / sigma**2 + _quadratic(d, inverse).sum() + V * np.linalg.slogdet(Sigma)[1])
+            log_likelihood
+            - 0.5 * (_quadratic(d, inverse).sum() + V * np.linalg.slogdet(Sigma)[1])
             + 0.5 * np.linalg.slogdet(C)[1].sum()
-            - V * (K - 1) * np.log(sigma)
             - 0.5 * _quadratic(mu - centre, np.linalg.inv(W))
-            - 0.5 * (np.diag(Sigma) / prior.theta_spread**2).sum()
+            - 0.5 * (np.diag(Sigma) / spread**2).sum()
         )
+        completed = _complete(signal, averages, mean, sigma, noise)
         if best is None or log_evidence > best.log_evidence:
-            shift = np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
-            best = Population(mu, Sigma, sigma, theta, precision, shift, S0, float(log_evidence))
-        before = mu
+            found = precision, np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
+            if noise != "gaussian":
+                found = _with_S0(completed, b, theta, S0, sigma, d @ inverse, model)
+            best = Population(mu, Sigma, sigma, theta, *found, S0, float(log_evidence))
+        before, sigma_before = mu, sigma
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
-        sigma = float(np.sqrt((square.sum() + 1e-12) / np.maximum(V * K - used.sum(), 0.5)))
+        if noise != "gaussian":
+            square = (completed.weight * (completed.signal - mean) ** 2).sum(axis=1)
+        freedom = np.maximum(completed.channels * V * K - used.sum(), 0.5)
+        sigma = float(np.sqrt((square.sum() + completed.rest + 1e-12) / freedom))
+        data = completed
+        settled = noise == "gaussian" or abs(sigma / sigma_before - 1) < 1e-3
         if V == 1:
             continue
         mu = np.linalg.solve(
@@ -205,8 +230,58 @@ def population_mode(
         )
         d = theta - mu
         scatter = np.einsum("vp,vq->pq", d, d) + C.sum(axis=0)
-        Sigma = (scatter + SPREAD_WEIGHT * np.diag((0.5 * prior.theta_spread) ** 2)) / (V + SPREAD_WEIGHT)
-        if np.abs(mu - before).max() < 1e-3:
+        Sigma = (scatter + SPREAD_WEIGHT * np.diag((0.5 * spread) ** 2)) / (V + SPREAD_WEIGHT)
+        if np.abs(mu - before).max() < 1e-3 and settled:
             break
     assert best is not None
     return best
+
+
+class _Complete(NamedTuple):
+    """Data of Gaussian noise that other noise amounts to, given the mean signal and sigma.
+
+    ``signal``, ``weight`` (voxel, measurement) in place of the measurements and their averages;
+    ``information``, the weight that the curvature of the likelihood has; ``rest``, what else the sum of
+    squares holds, over ``channels`` per measurement.
+    """
+
+    signal: np.ndarray
+    weight: np.ndarray
+    information: np.ndarray
+    rest: float
+    channels: float
+
+
+def _complete(
+    signal: np.ndarray, averages: np.ndarray, mean: np.ndarray, sigma: float, noise: str
+) -> _Complete:
+    precision = averages / sigma**2
+    if noise == "rician":
+        z = np.maximum(signal * mean * precision, 1e-8)
+        A = i1e(z) / i0e(z)
+        bend = np.where(z < 1e-3, 0.5, 1 - A / z - A**2)
+        information = averages * np.clip(1 - precision * signal**2 * bend, LEAST_INFORMATION, 1)
+        rest = float((averages * signal**2 * (1 - A**2)).sum())
+        return _Complete(A * signal, averages, information, rest, 2.0)
+    if noise == "student_t":
+        weight = averages * (T_NU + 1) / (T_NU + precision * (signal - mean) ** 2)
+        return _Complete(signal, weight, weight, 0.0, 1.0)
+    return _Complete(signal, averages, averages, 0.0, 1.0)
+
+
+def _with_S0(
+    data: _Complete,
+    b: np.ndarray,
+    theta: np.ndarray,
+    S0: np.ndarray,
+    sigma: float,
+    gradient: np.ndarray,
+    model: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and shift of a likelihood of theta and S0, whose gradient in theta is given, in S0 zero."""
+    g, d = SIGNALS[model].jacobian(b, theta)
+    J = np.concatenate([S0[:, None, None] * d, g[:, None, :]], axis=1)
+    precision = np.einsum("vpk,vk,vqk->vpq", J, data.information, J) / sigma**2
+    shift = np.einsum("vpq,vq->vp", precision, np.concatenate([theta, S0[:, None]], axis=1))
+    shift[:, :-1] += gradient
+    return precision, shift

@@ -1,35 +1,45 @@
 """Noise models: the density of a voxel's measurements and the sampler of the same density, side by side.
 
-Conventions: ``signal``, ``curve`` and ``averages`` have measurements on their last axis; ``sigma``, ``mean``
-and ``sd`` broadcast against the axes before it. ``curve`` is the signal for S0 = 1. A measurement that is
-the mean of n images has noise sigma / sqrt(n); ``averages`` holds n.
+Conventions: ``signal``, ``mean`` (the signal without noise), ``curve`` (that for S0 = 1) and ``averages``
+have measurements on their last axis; ``sigma``, and mean and standard deviation of S0, broadcast against the
+axes before it. A measurement that is the mean of n images has the noise of one image with sigma / sqrt(n);
+``averages`` holds n. Densities are evaluated with numpy or pytensor: pass the functions of the library.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from numpy.polynomial import chebyshev
+from scipy.special import i0e, stdtrit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+NUMPY = SimpleNamespace(log=np.log, log1p=np.log1p, where=np.where, maximum=np.maximum, minimum=np.minimum)
+T_NU = 4.0  # degrees of freedom of Student-t noise
+BESSEL_SPLIT = 12.0  # below it I0 is a polynomial of z, above of 1/z
 
 
 @dataclass(frozen=True)
 class Noise:
-    """A noise model with S0 integrated out.
+    """A noise model.
 
     Attributes
     ----------
+    long_name : str
+    marginal : bool
+        S0 is integrated out of the density; otherwise it is sampled with the voxel's parameters.
     logp : callable
-        ``logp(signal, curve, sigma, mean, sd, averages, log)``: log-density over the last axis.
-    draw_S0 : callable
-        ``draw_S0(rng, signal, curve, sigma, mean, sd, averages)``: S0 given the measurements.
+        ``logp(signal, mean, sigma, averages, xp)``: log-density of each measurement. ``xp`` has log, log1p,
+        where, maximum and minimum.
     draw_signal : callable
         ``draw_signal(rng, curve, S0, sigma, averages)``: measurements given S0.
     """
 
+    long_name: str
+    marginal: bool
     logp: Callable[..., Any]
-    draw_S0: Callable[..., Array]
     draw_signal: Callable[..., Array]
 
 
@@ -53,7 +63,7 @@ def gaussian_logp(
     return -0.5 * (square / variance + determinant + K * np.log(2 * np.pi))
 
 
-def gaussian_draw_S0(
+def draw_S0(
     rng: np.random.Generator,
     signal: Array,
     curve: Array,
@@ -62,19 +72,90 @@ def gaussian_draw_S0(
     sd: Array,
     averages: Array,
 ) -> Array:
-    """Draw S0 given the measurements: a Normal, the product of its population and the likelihood."""
+    """Draw S0 given signals with Gaussian noise: a Normal, its population times the likelihood."""
     precision = 1 / sd**2 + (averages * curve**2).sum(-1) / sigma**2
     centre = (mean / sd**2 + (averages * curve * signal).sum(-1) / sigma**2) / precision
     return np.asarray(centre + rng.standard_normal(np.shape(centre)) / np.sqrt(precision))
+
+
+def _gaussian_logp(signal: Any, mean: Any, sigma: Any, averages: Any, xp: Any = NUMPY) -> Any:
+    variance = sigma[..., None] ** 2 / averages
+    return -0.5 * ((signal - mean) ** 2 / variance + xp.log(2 * np.pi * variance))
+
+
+def _rician_logp(signal: Any, mean: Any, sigma: Any, averages: Any, xp: Any = NUMPY) -> Any:
+    """Log-density of the magnitude of mean + complex Gaussian noise (Rice 1944); signals are positive.
+
+    ln(y / s²) - (y - m)² / 2 s² + ln[I0(z) exp(-z)], z = y m / s²: no large terms cancel.
+    """
+    variance = sigma[..., None] ** 2 / averages
+    mean = xp.maximum(mean, -mean)
+    z = signal * mean / variance
+    return xp.log(signal / variance) - 0.5 * (signal - mean) ** 2 / variance + log_i0e(z, xp)
+
+
+def _student_t_logp(signal: Any, mean: Any, sigma: Any, averages: Any, xp: Any = NUMPY) -> Any:
+    """Log-density of Student-t noise of `T_NU` = 4 degrees of freedom and scale sigma."""
+    variance = sigma[..., None] ** 2 / averages
+    constant = np.log(3.0 / 8.0)  # of Γ(5/2) / (Γ(2) sqrt(4 π))
+    return constant - 0.5 * xp.log(variance) - 2.5 * xp.log1p((signal - mean) ** 2 / (T_NU * variance))
+
+
+def _bessel_series() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Coefficients of I0(z) exp(-z) to 2e-13 in u = z / 6 - 1, and times sqrt(2 π z) in u = 24 / z - 1."""
+    u = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)
+    near, far = 0.5 * BESSEL_SPLIT * (1 + u), 2 * BESSEL_SPLIT / (1 + u)
+    series = (
+        chebyshev.chebfit(u, i0e(near), 28),
+        chebyshev.chebfit(u, i0e(far) * np.sqrt(2 * np.pi * far), 12),
+    )
+    low, high = (tuple(float(c) for c in chebyshev.cheb2poly(s)) for s in series)
+    return low, high
+
+
+BESSEL_LOW, BESSEL_HIGH = _bessel_series()
+
+
+def log_i0e(z: Any, xp: Any = NUMPY) -> Any:
+    """ln[I0(z) exp(-z)] for z >= 0, within 1e-12."""
+    low, high = xp.minimum(z, BESSEL_SPLIT), xp.maximum(z, BESSEL_SPLIT)
+
+    def polynomial(u: Any, coefficients: tuple[float, ...]) -> Any:
+        value = 0.0 * u
+        for c in reversed(coefficients):
+            value = value * u + c
+        return value
+
+    near = polynomial(2 * low / BESSEL_SPLIT - 1, BESSEL_LOW)
+    far = polynomial(2 * BESSEL_SPLIT / high - 1, BESSEL_HIGH)
+    return xp.where(z < BESSEL_SPLIT, xp.log(near), xp.log(far) - 0.5 * xp.log(2 * np.pi * high))
 
 
 def gaussian_draw_signal(
     rng: np.random.Generator, curve: Array, S0: Array, sigma: Array, averages: Array
 ) -> Array:
     """Draw measurements S0 g + Normal(0, sigma² / n)."""
-    centre = S0[..., None] * curve
-    scale = sigma[..., None] / np.sqrt(averages)
+    centre, scale = S0[..., None] * curve, sigma[..., None] / np.sqrt(averages)
     return np.asarray(centre + scale * rng.standard_normal(np.broadcast_shapes(centre.shape, scale.shape)))
 
 
-NOISES: dict[str, Noise] = {"gaussian": Noise(gaussian_logp, gaussian_draw_S0, gaussian_draw_signal)}
+def _rician_draw_signal(
+    rng: np.random.Generator, curve: Array, S0: Array, sigma: Array, averages: Array
+) -> Array:
+    real = gaussian_draw_signal(rng, curve, S0, sigma, averages)
+    return np.hypot(real, sigma[..., None] / np.sqrt(averages) * rng.standard_normal(real.shape))
+
+
+def _student_t_draw_signal(
+    rng: np.random.Generator, curve: Array, S0: Array, sigma: Array, averages: Array
+) -> Array:
+    centre, scale = S0[..., None] * curve, sigma[..., None] / np.sqrt(averages)
+    shape = np.broadcast_shapes(centre.shape, scale.shape)
+    return np.asarray(centre + scale * stdtrit(T_NU, rng.uniform(size=shape)))
+
+
+NOISES: dict[str, Noise] = {
+    "gaussian": Noise("Gaussian", True, _gaussian_logp, gaussian_draw_signal),
+    "rician": Noise("Rician", False, _rician_logp, _rician_draw_signal),
+    "student_t": Noise("Student-t", False, _student_t_logp, _student_t_draw_signal),
+}

@@ -7,6 +7,7 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.signals import PARAMETERS, SIGNALS
+from ivimbayes.spec import ModelSpec
 from ivimbayes.summary import HDI, summarize
 
 try:
@@ -16,7 +17,13 @@ except ModuleNotFoundError as missing:  # plots are an optional extra
         "plots need matplotlib, which is not installed; install ivimbayes with its extra: ivimbayes[plots]"
     ) from missing
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"  # Okabe and Ito, colour-blind safe
+BLUE, ORANGE, GREEN, PURPLE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#555555",
+)  # Okabe and Ito, colour-blind safe
 
 
 def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -> Any:
@@ -53,13 +60,19 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
     region = region.isel(sample=np.linspace(0, region.sizes["sample"] - 1, curves).astype(int))
     measured_b = np.asarray(tree["observed_data"].to_dataset()["b"])
     b = xr.DataArray(np.linspace(0, measured_b.max(), 201), dims="b")
-    f, D, D_star = region["f_roi"], region["D_roi"], region["D_star_roi"]
-    whole = SIGNALS["biexponential"].curve(b, f, D, D_star)
-    parts = {
-        "region": (whole, BLUE),
-        "tissue part": ((1 - f) * np.exp(-b * D), GREEN),
-        "vascular part": (f * np.exp(-b * D_star), ORANGE),
-    }
+    signal = SIGNALS[ModelSpec.from_json(tree.attrs["spec"]).signal]
+    each = signal.compartments(b, *(region[f"{p}_roi"] for p in signal.parameters))
+    parts = {"region": (sum(weight * decay for weight, decay in each), BLUE)}
+    if len(each) > 1:
+        names = [
+            "tissue part",
+            "vascular part" if len(each) == 2 else "slow vascular part",
+            "fast vascular part",
+        ]
+        parts |= {
+            name: (weight * decay, colour)
+            for name, (weight, decay), colour in zip(names, each, (GREEN, ORANGE, PURPLE), strict=False)
+        }
     mine = posterior["voxel_roi"].values == roi
     S0 = posterior["S0"].isel(voxel=mine).median(("chain", "draw"))
     predictive = (tree["posterior_predictive"]["signal"].isel(voxel=mine) / S0).stack(
@@ -88,7 +101,7 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
 
 
 def plot_regions(tree: xr.DataTree, truth: xr.Dataset | None = None, axes: Any = None) -> Any:
-    """Plot median and 95 % HDI of f, D and D* of each region.
+    """Plot median and 95 % HDI of the parameters (f, D and D*) of each region.
 
     Parameters
     ----------
@@ -96,19 +109,23 @@ def plot_regions(tree: xr.DataTree, truth: xr.Dataset | None = None, axes: Any =
         From `fit`.
     truth : Dataset, optional
         ``f_roi``, ``D_roi``, ``D_star_roi`` (roi) to mark, as `phantom` gives them.
-    axes : sequence of three Axes, optional
+    axes : sequence of Axes, optional
         Where to draw; a new figure when not given.
 
     Returns
     -------
     ndarray of Axes
-        One each for f, D and D*.
+        One for each parameter of the signal.
     """
+    names = SIGNALS[ModelSpec.from_json(tree.attrs["spec"]).signal].parameters
     if axes is None:
-        axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")[1]
+        size = (3 * len(names), 2.6)
+        axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained", squeeze=False)[1][
+            0
+        ]
     table = summarize(tree)
     regions = list(dict.fromkeys(table["roi"]))
-    for ax, name in zip(axes, ("f", "D", "D_star"), strict=True):
+    for ax, name in zip(axes, names, strict=True):
         parameter = PARAMETERS[name]
         rows = table[table["parameter"] == name].set_index("roi").loc[regions]
         y = np.arange(len(regions))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,28 @@ from ivimbayes.errors import InputError
 from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
-DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7}
+OTHERS = ("K", "f_fast", "D_star_fast")
+DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7, "K": 0.4, "f_fast": 0.5, "D_star_fast": 0.5}
+# K 0.43 to 1.38 in prostate, kidney, tumours and brain (Tamura 2014, Suo 2014, Pentang 2014, Lätt 2013);
+# D* fast 0.17 to 2.5 mm²/s and half of f in liver and kidney (Riexinger 2019, Chevallier 2019, Wurnig 2018)
+OTHER_CENTRE, D_STAR_FAST = {"K": 0.8}, 0.5
+OTHER_WIDTH = {"K": 0.45, "f_fast": 0.6, "D_star_fast": 0.9}
+FAST_SHARE = 0.5  # of f in the fast pool
+ADC_WIDTH = 0.35  # perfusion makes the ADC larger than D, the more the lower the b values
+SLOW_POOL, SLOW_POOL_WIDTH = 0.6, 0.7  # D* of the slow of two pools over that of one
 LESION_STEMS = (
     "tumo", "cancer", "carcino", "lesion", "metasta", "mets", "malign", "hcc", "neoplas", "adenoma",
     "sarcoma", "lymphoma", "glioma", "glioblastoma", "gbm", "melanoma", "mass", "nodule", "pdac",
     "fibroadenoma",
 )  # fmt: skip
+
+
+class ThetaPrior(NamedTuple):
+    """A tissue's prior in the theta of a signal model; all ndarray (parameter,)."""
+
+    centre: np.ndarray
+    width: np.ndarray
+    spread: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,9 +50,10 @@ class TissuePrior:
     Attributes
     ----------
     centre : mapping
-        Prior median of ``f`` (1), ``D`` and ``D_star`` (mm²/s).
+        Prior median of ``f`` (1), ``D`` and ``D_star`` (mm²/s); it may hold ``K`` (1), ``f_fast`` (1) and
+        ``D_star_fast`` (mm²/s), for signal models that have them.
     width : mapping
-        Prior standard deviation of logit f, ln D and ln(D* - D).
+        Prior standard deviation of logit f, ln D and ln(D* - D), and of the others' theta.
     spread : mapping
         Scale of the half-normal prior of the standard deviation between voxels, in the same space.
     names : tuple of str
@@ -48,25 +65,53 @@ class TissuePrior:
     name: str
     centre: Mapping[str, float]
     width: Mapping[str, float]
-    spread: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPREAD))
+    spread: Mapping[str, float] = field(default_factory=lambda: {p: DEFAULT_SPREAD[p] for p in PARAMETERS})
     names: tuple[str, ...] = ()
     published: tuple[Mapping[str, Any], ...] = ()
     note: str = ""
 
     @property
     def theta_centre(self) -> np.ndarray:
-        """Centre in theta, shape (parameter,)."""
-        return np.array(SIGNALS["biexponential"].theta(*(self.centre[p] for p in PARAMETERS)))
+        """Centre in the bi-exponential's theta, shape (parameter,)."""
+        return self.theta("biexponential").centre
 
     @property
     def theta_width(self) -> np.ndarray:
-        """Standard deviations in theta, shape (parameter,)."""
-        return np.array([self.width[p] for p in PARAMETERS])
+        """Standard deviations in the bi-exponential's theta, shape (parameter,)."""
+        return self.theta("biexponential").width
 
     @property
     def theta_spread(self) -> np.ndarray:
-        """Scales of the standard deviation between voxels in theta, shape (parameter,)."""
-        return np.array([self.spread[p] for p in PARAMETERS])
+        """Scales of the standard deviation between voxels in that theta, shape (parameter,)."""
+        return self.theta("biexponential").spread
+
+    def theta(self, signal: str) -> ThetaPrior:
+        """Give the prior in the theta of a signal model.
+
+        Numbers that the tissue does not hold are the package's. The ADC of a mono-exponential is D with a
+        wider prior, since perfusion adds to it; D_star of the slow of two vascular pools is 0.6 of that of
+        one, with a wider prior.
+
+        Parameters
+        ----------
+        signal : str
+            A name in `SIGNALS`.
+        """
+        model, centre = SIGNALS[signal], {**OTHER_CENTRE, **self.centre}
+        width, spread = {**OTHER_WIDTH, **self.width}, {**DEFAULT_SPREAD, **self.spread}
+        centre.setdefault("f_fast", FAST_SHARE * centre["f"])
+        centre.setdefault("D_star_fast", max(D_STAR_FAST, 3 * centre["D_star"]))
+        if model.fractions == 0:
+            width["D"] = float(np.hypot(width["D"], ADC_WIDTH))
+        if model.fractions == 2:
+            centre["D_star"] = centre["D"] + SLOW_POOL * (centre["D_star"] - centre["D"])
+            width["D_star"] = float(np.hypot(width["D_star"], SLOW_POOL_WIDTH))
+        names = model.parameters
+        return ThetaPrior(
+            np.array(model.theta(*(centre[p] for p in names))),
+            np.array([width[p] for p in names]),
+            np.array([spread[p] for p in names]),
+        )
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Central 95 % prior range of the region's f (1), D and D_star (mm²/s).
@@ -144,7 +189,8 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
         )
     centre = _triple(table, "centre", where, required=True)
     width = _triple(table, "width", where, required=True)
-    spread = {**DEFAULT_SPREAD, **_triple(table, "spread", where, required=False)}
+    spread = _triple(table, "spread", where, required=False)
+    spread = {p: DEFAULT_SPREAD[p] for p in PARAMETERS} | spread
     if not 0 < centre["f"] < 1:
         raise InputError(f"{where} centre f = {centre['f']:g}; f is a fraction between 0 and 1")
     if not 0 < centre["D"] < centre["D_star"] <= 1:
@@ -152,6 +198,14 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
             f"{where} centre D = {centre['D']:g}, D_star = {centre['D_star']:g}; "
             "give 0 < D < D_star in mm2/s, such as 1e-3 and 20e-3"
         )
+    if not 0 < centre.get("f_fast", 0.5 * centre["f"]) < centre["f"]:
+        raise InputError(f"{where} centre f_fast = {centre['f_fast']:g}; it is a part of f = {centre['f']:g}")
+    if not centre["D_star"] < centre.get("D_star_fast", 10) <= 10:
+        raise InputError(
+            f"{where} centre D_star_fast = {centre['D_star_fast']:g}; give more than D_star, up to 10 mm2/s"
+        )
+    if not 0 < centre.get("K", 1.0) <= 10:
+        raise InputError(f"{where} centre K = {centre['K']:g}; give a number above 0, up to 10")
     for label, values in (("width", width), ("spread", spread)):
         for parameter, value in values.items():
             if not 0 < value <= 10:
@@ -174,12 +228,15 @@ def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> di
     if not isinstance(entry, dict):
         raise InputError(f"{where} has no {label}; write {label} = {{ f = ..., D = ..., D_star = ... }}")
     missing = [p for p in PARAMETERS if p not in entry] if required else []
-    if missing or set(entry) - set(PARAMETERS):
-        raise InputError(f"{where} {label} has {', '.join(entry) or 'nothing'}; it needs f, D and D_star")
+    if missing or set(entry) - {*PARAMETERS, *OTHERS}:
+        raise InputError(
+            f"{where} {label} has {', '.join(entry) or 'nothing'}; it needs f, D and D_star, "
+            f"and may have {', '.join(OTHERS)}"
+        )
     for parameter, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise InputError(f"{where} {label} {parameter} = {value!r}; give a number")
-    return {p: float(entry[p]) for p in PARAMETERS if p in entry}
+    return {p: float(entry[p]) for p in (*PARAMETERS, *OTHERS) if p in entry}
 
 
 def tissue_prior(name: str, priors: Mapping[str, TissuePrior] | None = None) -> TissuePrior:

@@ -25,7 +25,8 @@ from ivimbayes.errors import InputError
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors
 from ivimbayes.progress import FitProgress
-from ivimbayes.spec import ModelSpec, model_data
+from ivimbayes.signals import SIGNALS
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data
 from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
@@ -33,7 +34,10 @@ DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
-STARTS = np.array([(0, 0, 0), (1, -0.5, -1), (-1, 0.5, 0.5), (-0.5, 0.5, 1)])  # of the mean, in prior widths
+STARTS = {  # of the mean, in prior widths
+    "f": (0, 1, -1, -0.5), "f_fast": (0, -0.5, 0.5, 0.5), "D": (0, -0.5, 0.5, 0.5),
+    "D_star": (0, -1, 0.5, 1), "D_star_fast": (0, -0.5, 0.5, 0), "K": (0, 0.5, -0.5, 1),
+}  # fmt: skip
 START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
 
 
@@ -189,20 +193,26 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     """
     signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
     part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
-    prior, found = spec.prior, list[Population]()
-    for offset in STARTS:
-        start = prior.theta_centre + offset * prior.theta_width
-        mode = population_mode(signal[part], averages[part], b, prior, start)
+    prior, found = spec.prior.theta(spec.signal), list[Population]()
+    for offset in np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T:
+        start = prior.centre + offset * prior.width
+        mode = _mode(signal[part], averages[part], b, spec, start)
         if all(np.abs(mode.location - other.location).max() > START_DISTANCE for other in found):
             found.append(mode)
     plausible = max(mode.log_evidence for mode in found) - START_SCREEN
     refined = [
-        mode if len(part) == len(signal) else population_mode(signal, averages, b, prior, mode)
+        mode if len(part) == len(signal) else _mode(signal, averages, b, spec, mode)
         for mode in found
         if mode.log_evidence > plausible
     ]
     refined.sort(key=lambda mode: -mode.log_evidence)
     return tuple(mode for mode in refined if mode.log_evidence > refined[0].log_evidence - START_EVIDENCE)
+
+
+def _mode(
+    signal: np.ndarray, averages: np.ndarray, b: np.ndarray, spec: ModelSpec, start: Population | np.ndarray
+) -> Population:
+    return population_mode(signal, averages, b, spec.prior, start, spec.signal, spec.noise)
 
 
 def sampler_model(block: np.ndarray, start: np.ndarray) -> CompiledPyMCModel:
@@ -349,13 +359,16 @@ def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.n
     """Unconstrained starting point of a chain, near one of the region's modes."""
     mode, best = task.starts[chain % len(task.starts)], task.starts[0]
     sd = np.sqrt(np.diag(mode.covariance))
-    z = 0.5 * rng.standard_normal(mode.theta.shape)
+    z = 0.5 * rng.standard_normal(best.shift.shape)
     ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
     if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
-        precision = np.linalg.inv(mode.covariance)
+        P, Q = len(sd), best.shift.shape[1]
+        precision = np.diag([*np.ones(P), *np.full(Q - P, 1 / S0_MEAN_SD**2)])
+        precision[:P, :P] = np.linalg.inv(mode.covariance)
         A = precision + best.precision[0]
-        centre = np.linalg.solve(A, precision @ mode.mean + best.shift[0])
-        z = z + np.linalg.cholesky(A).T @ (mode.location - centre)
+        mean, location = np.append(mode.mean, S0_MEAN)[:Q], np.append(mode.location, mode.S0[0])[:Q]
+        centre = np.linalg.solve(A, precision @ mean + best.shift[0])
+        z = z + np.linalg.cholesky(A).T @ (location - centre)
         return np.concatenate([[ln_sigma], z.ravel()])
     return np.concatenate(
         [
@@ -376,9 +389,7 @@ def _key(task: RegionTask, settings: Settings) -> str:
     digest.update(task.block.tobytes())
     for name in ("signal", "averages", "b", "x", "y", "z"):
         digest.update(np.ascontiguousarray(task.voxels[name].values).tobytes())
-    digest.update(
-        str((RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES, MANY_VOXELS, MANY_DEPTH, STARTS.tolist())).encode()
-    )
+    digest.update(str((RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES, MANY_VOXELS, MANY_DEPTH, STARTS)).encode())
     digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
     return digest.hexdigest()
 

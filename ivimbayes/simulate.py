@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ivimbayes.correlation import covariance, draw_correlation
 from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior, tissue_prior
 from ivimbayes.signals import PARAMETERS, SIGNALS
@@ -21,36 +22,28 @@ PHANTOM_SPREAD = (0.3, 0.12, 0.3)
 PHANTOM_SHAPE = (40, 40, 2)
 
 
-def draw_correlation(eta: float, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Correlations (size, pair) of a 3 x 3 LKJ(eta) matrix, pairs (0, 1), (0, 2), (1, 2)."""
-    r10, r20, r21 = (2 * rng.beta(a, a, size) - 1 for a in (eta + 0.5, eta + 0.5, eta))
-    return np.stack([r10, r20, r10 * r20 + r21 * np.sqrt((1 - r10**2) * (1 - r20**2))], axis=-1)
-
-
-def covariance(sd: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    """Covariance (..., parameter, parameter) from sd (..., parameter) and correlation (..., pair)."""
-    C = np.broadcast_to(np.eye(3), (*sd.shape[:-1], 3, 3)).copy()
-    for pair, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
-        C[..., i, j] = C[..., j, i] = correlation[..., pair]
-    return np.asarray(sd[..., :, None] * C * sd[..., None, :])
-
-
 def draw_region_prior(
-    prior: TissuePrior, size: int, rng: np.random.Generator, eta: float = 2.0
+    prior: TissuePrior,
+    size: int,
+    rng: np.random.Generator,
+    eta: float = 2.0,
+    signal: str = "biexponential",
 ) -> dict[str, np.ndarray]:
     """Draw a region's population from its prior.
 
     Returns
     -------
     dict
-        ``mu``, ``sd`` (size, parameter) in theta, ``correlation`` (size, pair), and the region's values
-        ``f_roi`` (1), ``D_roi``, ``D_star_roi`` (mm²/s) of shape (size,).
+        ``mu``, ``sd`` (size, parameter) in theta, ``correlation`` (size, pair), and the region's values, such
+        as ``f_roi`` (1), ``D_roi``, ``D_star_roi`` (mm²/s), of shape (size,).
     """
-    mu = prior.theta_centre + prior.theta_width * rng.standard_normal((size, 3))
-    sd = np.abs(prior.theta_spread * rng.standard_normal((size, 3)))
-    f, D, D_star = SIGNALS["biexponential"].values(*mu.T)
-    correlation = draw_correlation(eta, size, rng)
-    return {"mu": mu, "sd": sd, "correlation": correlation, "f_roi": f, "D_roi": D, "D_star_roi": D_star}
+    model, (centre, width, spread) = SIGNALS[signal], prior.theta(signal)
+    P = len(centre)
+    mu = centre + width * rng.standard_normal((size, P))
+    sd = np.abs(spread * rng.standard_normal((size, P)))
+    correlation = draw_correlation(eta, size, rng, P)
+    region = {f"{p}_roi": v for p, v in zip(model.parameters, model.values(*mu.T), strict=True)}
+    return {"mu": mu, "sd": sd, "correlation": correlation, **region}
 
 
 def draw_theta(
@@ -62,10 +55,11 @@ def draw_theta(
     nu: float = 4.0,
 ) -> np.ndarray:
     """Draw theta (voxel, parameter) of voxels from a population."""
-    z = rng.standard_normal((voxels, 3))
+    P = len(mu)
+    z = rng.standard_normal((voxels, P))
     if population == "student_t":
         z = z / np.sqrt(rng.chisquare(nu, (voxels, 1)) / nu)
-    return np.asarray(mu + z @ np.linalg.cholesky(Sigma + 1e-12 * np.eye(3)).T)
+    return np.asarray(mu + z @ np.linalg.cholesky(Sigma + 1e-12 * np.eye(P)).T)
 
 
 def simulate(
@@ -74,6 +68,7 @@ def simulate(
     voxels: int = 100,
     regions: int = 1,
     *,
+    signal: str = "biexponential",
     prior: TissuePrior | None = None,
     eta: float = 2.0,
     population: str = "normal",
@@ -93,6 +88,8 @@ def simulate(
         S0 over the noise standard deviation of one measurement.
     voxels, regions : int
         Voxels a region, and regions.
+    signal : str
+        A name in `SIGNALS`.
     prior : TissuePrior, optional
         Generic when not given.
     eta, population, nu
@@ -109,20 +106,23 @@ def simulate(
     scan : Dataset
         As `read_scan` gives it, with ``x`` counting voxels and ``y`` regions.
     truth : Dataset
-        ``f``, ``D``, ``D_star``, ``S0`` (x, y, z), and ``f_roi``, ``D_roi``, ``D_star_roi`` (roi).
+        The signal's parameters, such as ``f``, ``D``, ``D_star``, and ``S0`` (x, y, z), and the regions'
+        values ``f_roi``, ``D_roi``, ``D_star_roi`` (roi).
     """
     rng = np.random.default_rng(seed)
     b = np.asarray(b, float)
-    drawn = draw_region_prior(tissue_prior("generic") if prior is None else prior, regions, rng, eta)
+    drawn = draw_region_prior(tissue_prior("generic") if prior is None else prior, regions, rng, eta, signal)
     Sigma = covariance(drawn["sd"], drawn["correlation"])
     theta = np.stack(
         [draw_theta(drawn["mu"][r], Sigma[r], voxels, rng, population, nu) for r in range(regions)], axis=1
     )
     names = {r + 1: f"region-{r + 1}" for r in range(regions)}
     labels = np.broadcast_to(np.arange(1, regions + 1), (voxels, regions))
-    scan, truth = _image(theta[:, :, None], labels[:, :, None], b, S0, S0_spread, S0 / snr, noise, names, rng)
-    for name in ("f_roi", "D_roi", "D_star_roi"):
-        truth[name] = ("roi", drawn[name])
+    scan, truth = _image(
+        theta[:, :, None], labels[:, :, None], b, S0, S0_spread, S0 / snr, noise, names, rng, signal
+    )
+    for name in SIGNALS[signal].parameters:
+        truth[f"{name}_roi"] = ("roi", drawn[f"{name}_roi"])
     return scan, truth.assign_coords(roi=list(names.values()))
 
 
@@ -180,17 +180,13 @@ def _image(
     noise: str,
     names: Mapping[int, str],
     rng: np.random.Generator,
+    signal_model: str = "biexponential",
 ) -> tuple[xr.Dataset, xr.Dataset]:
-    inside = labels > 0
-    values = SIGNALS["biexponential"].values(*np.moveaxis(theta, -1, 0))
+    inside, model = labels > 0, SIGNALS[signal_model]
+    values = model.values(*np.moveaxis(theta, -1, 0))
     S0_map = np.where(inside, S0 * (1 + S0_spread * rng.standard_normal(labels.shape)), 0.0)
-    curve = SIGNALS["biexponential"].curve(b, *(v[..., None] for v in values))
-    ones = np.ones(labels.shape)
-    if noise == "rician":
-        real = NOISES["gaussian"].draw_signal(rng, curve, S0_map, sigma * ones, np.ones(len(b)))
-        signal = np.hypot(real, sigma * rng.standard_normal(curve.shape))
-    else:
-        signal = NOISES[noise].draw_signal(rng, curve, S0_map, sigma * ones, np.ones(len(b)))
+    curve = model.curve(b, *(v[..., None] for v in values))
+    signal = NOISES[noise].draw_signal(rng, curve, S0_map, np.full(labels.shape, sigma), np.ones(len(b)))
     space = ("x", "y", "z")
     scan = xr.Dataset(
         {
@@ -206,10 +202,10 @@ def _image(
             "roi_names": json.dumps({str(k): v for k, v in names.items()}),
             "inputs": "{}",
             "source": "simulation",
-            "real_valued": int(noise == "gaussian"),
+            "real_valued": int(noise != "rician"),
         },
     )
-    maps = dict(zip(("f", "D", "D_star"), values, strict=True)) | {"S0": S0_map}
+    maps = dict(zip(model.parameters, values, strict=True)) | {"S0": S0_map}
     truth = xr.Dataset(
         {
             name: (space, np.where(inside, value, np.nan), PARAMETERS[name].attrs)

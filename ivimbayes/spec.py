@@ -13,7 +13,6 @@ from ivimbayes.priors import TissuePrior, tissue_prior
 from ivimbayes.signals import SIGNALS
 
 POPULATIONS = ("normal", "student_t")
-PAIRS = ((0, 1), (0, 2), (1, 2))
 S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE = 1.0, 0.5, 0.5, 0.2  # of a region scaled to a median S0 near 1
 
 
@@ -60,6 +59,11 @@ class ModelSpec:
         if not self.eta > 0:
             raise InputError(f"eta {self.eta:g}; the LKJ prior needs more than 0")
 
+    @property
+    def latent(self) -> tuple[str, ...]:
+        """What is sampled of each voxel: the signal's parameters, and S0 where it is not integrated out."""
+        return SIGNALS[self.signal].parameters + (() if NOISES[self.noise].marginal else ("S0",))
+
     def with_prior(self, prior: TissuePrior) -> "ModelSpec":
         """Return the same model with another prior."""
         return replace(self, prior=prior)
@@ -75,11 +79,6 @@ class ModelSpec:
         """Inverse of `to_json`."""
         plain = json.loads(text)
         return cls(**{**plain, "prior": TissuePrior.from_dict(plain["prior"])})
-
-
-def beta_shapes(eta: float) -> np.ndarray:
-    """Beta shape of each partial correlation under LKJ(eta), in the order of `PAIRS`."""
-    return np.array([eta + 0.5, eta + 0.5, eta])
 
 
 def model_data(
@@ -98,15 +97,15 @@ def model_data(
     scale : float
         Signals are divided by this.
     """
-    averages = voxels["averages"].values
+    averages, prior = voxels["averages"].values, spec.prior.theta(spec.signal)
     return {
         "b": voxels["b"].values,
         "observed": voxels["signal"].values / scale,
         "averages": averages,
         "Lambda": population.precision,
         "eta": population.shift,
-        "centre": spec.prior.theta_centre,
-        "width": spec.prior.theta_width,
-        "spread": spec.prior.theta_spread,
+        "centre": prior.centre,
+        "width": prior.width,
+        "spread": prior.spread,
         "sigma_scale": np.array(SIGMA_SCALE * np.sqrt(np.median(averages))),
     }

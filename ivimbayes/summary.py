@@ -21,8 +21,9 @@ from ivimbayes.convergence import (
     Chains,
     measure_chains,
 )
-from ivimbayes.priors import TissuePrior
+from ivimbayes.priors import ThetaPrior, TissuePrior
 from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter
+from ivimbayes.spec import ModelSpec
 
 HDI = 0.95
 NORMAL_SD = (0.158655, 0.841345)  # quantiles one standard deviation from the mean of a Normal
@@ -60,18 +61,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Mode:
-    """One of several modes of a region: its share of the draws, and its median f, D and D* (mm²/s)."""
+    """One of several modes of a region: its share of the draws, and its median parameters (1, mm²/s)."""
 
     weight: float
-    f: float
-    D: float
-    D_star: float
+    values: Mapping[str, float]
 
     def __str__(self) -> str:
-        return (
-            f"f {self.f:.2f}, D {1e3 * self.D:.2f}, D* {1e3 * self.D_star:.1f} x 1e-3 mm2/s "
-            f"({100 * self.weight:.0f} % of the draws)"
-        )
+        shown = []
+        for name, value in self.values.items():
+            scaled = PARAMETERS[name].display_scale * value
+            shown.append(f"{PARAMETERS[name].label} {scaled:.{1 if scaled >= 10 else 2}f}")
+        return f"{', '.join(shown)} (D in 1e-3 mm2/s; {100 * self.weight:.0f} % of the draws)"
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = Non
     Returns
     -------
     DataFrame
-        A row for f, D, D_star, S0 and sigma of each region, with the columns of ``summary.tsv``: mean,
-        median, standard deviation and 95 % highest-density interval of the region's value (of its median
-        voxel), ``spread`` between the fitted voxels (posterior mean of half their central 68 % range, which
-        is the standard deviation if they are normal), bulk and tail effective draws, R-hat and the region's
-        verdict. D and D_star are in 10⁻³ mm²/s.
+        A row for each parameter of the signal (f, D, D_star), S0 and sigma of each region, with the columns
+        of ``summary.tsv``: mean, median, standard deviation and 95 % highest-density interval of the region's
+        value (of its median voxel), ``spread`` between the fitted voxels (posterior mean of half their
+        central 68 % range, which is the standard deviation if they are normal), bulk and tail effective
+        draws, R-hat and the region's verdict. D and D_star are in 10⁻³ mm²/s.
     """
     posterior = tree["posterior"].to_dataset()
     diagnoses = diagnose(tree) if diagnoses is None else diagnoses
-    names = {"f": "f_roi", "D": "D_roi", "D_star": "D_star_roi", "S0": "S0_roi", "sigma": "sigma"}
+    names = {p: f"{p}_roi" for p in (*map(str, posterior["parameter"].values), "S0")} | {"sigma": "sigma"}
     rows = []
     for roi in posterior["roi"].values.tolist():
         for parameter, name in names.items():
@@ -165,7 +165,7 @@ def compare_truth(table: pd.DataFrame, truth: xr.Dataset) -> pd.DataFrame:
     DataFrame
         ``roi``, ``parameter``, ``unit``, ``truth``, ``median``, ``hdi_low``, ``hdi_high`` and ``inside``.
     """
-    rows = table[table["parameter"].isin(["f", "D", "D_star"])].copy()
+    rows = table[[p in PARAMETERS and f"{p}_roi" in truth for p in table["parameter"]]].copy()
     rows["truth"] = [
         PARAMETERS[p].display_scale * float(truth[f"{p}_roi"].sel(roi=r))
         for r, p in zip(rows["roi"], rows["parameter"], strict=True)
@@ -196,13 +196,16 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
-    voxel_rhat = az.rhat(posterior[["f", "D", "D_star"]]) if voxels else None
+    spec = ModelSpec.from_json(tree.attrs["spec"])
+    names = SIGNALS[spec.signal].parameters
+    voxel_rhat = az.rhat(posterior[list(names)]) if voxels else None
     result = {}
     for roi in posterior["roi"].values.tolist():
         mine = posterior.drop_dims("voxel").sel(roi=roi)
         chains = measure_chains(mine, constant.sel(roi=roi))
-        contraction = _contraction(mine["mu"], priors[roi])
-        modes = find_modes(mine["mu"].values.reshape(-1, 3))
+        prior = priors[roi].theta(spec.signal)
+        contraction = _contraction(mine["mu"], prior)
+        modes = find_modes(mine["mu"].values.reshape(-1, len(names)), spec.signal)
         worst = 1.0
         if voxel_rhat is not None:
             of_roi = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
@@ -211,7 +214,7 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
             *_modes(modes, chains, roi),
             *_sampling(chains, worst, bool(modes)),
             *_energy(chains),
-            *([] if modes else _identification(contraction, mine, priors[roi])),
+            *([] if modes else _identification(contraction, mine, prior, priors[roi].name)),
             *_data(constant, roi),
         ]
         findings.sort(key=lambda finding: ("failed", "doubtful", "note").index(finding.level))
@@ -276,22 +279,26 @@ def _energy(chains: Chains) -> list[Finding]:
     return findings
 
 
-def _contraction(mu: xr.DataArray, prior: TissuePrior) -> dict[str, float]:
+def _contraction(mu: xr.DataArray, prior: ThetaPrior) -> dict[str, float]:
     sd = mu.std(("chain", "draw")).values
     names = [str(name) for name in mu["parameter"].values]
-    return {name: float(1 - (s / w) ** 2) for name, s, w in zip(names, sd, prior.theta_width, strict=True)}
+    return {name: float(1 - (s / w) ** 2) for name, s, w in zip(names, sd, prior.width, strict=True)}
 
 
-def _identification(contraction: Mapping[str, float], mine: xr.Dataset, prior: TissuePrior) -> list[Finding]:
+def _identification(
+    contraction: Mapping[str, float], mine: xr.Dataset, prior: ThetaPrior, tissue: str
+) -> list[Finding]:
     """Say which parameters rest on the prior."""
     findings = []
+    signal = next(s for s in SIGNALS.values() if s.parameters == tuple(contraction))
+    centres = dict(zip(contraction, signal.values(*prior.centre), strict=True))
     for name, value in contraction.items():
         if value < IDENTIFIED:
             label, scale = PARAMETERS[name].label, PARAMETERS[name].display_scale
-            median, centre = scale * float(mine[f"{name}_roi"].median()), scale * prior.centre[name]
+            median, centre = scale * float(mine[f"{name}_roi"].median()), scale * float(centres[name])
             what = (
                 f"{label} rests on the prior: the data took away {100 * max(value, 0):.0f} % of the prior "
-                f"variance (median {median:.3g}, prior of {prior.name} {centre:.3g})"
+                f"variance (median {median:.3g}, prior of {tissue} {centre:.3g})"
             )
             findings.append(Finding("note", what, "report it with its interval, not as a measurement"))
     return findings
@@ -320,7 +327,7 @@ def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
     return findings
 
 
-def find_modes(mu: np.ndarray) -> tuple[Mode, ...]:
+def find_modes(mu: np.ndarray, signal: str = "biexponential") -> tuple[Mode, ...]:
     """Two modes of the region's value, if its draws have them.
 
     The draws of theta are split in two (k-means); along the line between the centres their density must fall
@@ -330,6 +337,8 @@ def find_modes(mu: np.ndarray) -> tuple[Mode, ...]:
     ----------
     mu : ndarray (draw, parameter)
         Draws of the region's mean of theta.
+    signal : str
+        A name in `SIGNALS`.
 
     Returns
     -------
@@ -355,9 +364,8 @@ def find_modes(mu: np.ndarray) -> tuple[Mode, ...]:
     left, right = int(density[:split].argmax()), split + int(density[split:].argmax())
     if density[left : right + 1].min() > MODE_VALLEY * min(density[left], density[right]):
         return ()
-    signal = SIGNALS["biexponential"]
-    found = [
-        Mode(float(weight[k]), *(float(v) for v in signal.values(*np.median(mu[::every][part == k], axis=0))))
-        for k in (0, 1)
-    ]
+    model, found = SIGNALS[signal], []
+    for k in (0, 1):
+        values = model.values(*np.median(mu[::every][part == k], axis=0))
+        found.append(Mode(float(weight[k]), dict(zip(model.parameters, map(float, values), strict=True))))
     return tuple(sorted(found, key=lambda mode: -mode.weight))

@@ -30,7 +30,7 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
     posterior, priors = tree["posterior"].to_dataset(), json.loads(tree.attrs["priors"])
     shown = _table("region", "", "unit", "median", "95 % HDI", "spread", "ESS", "R-hat")
     for roi, rows in table.groupby("roi", sort=False):
-        for i, row in enumerate(rows[rows["parameter"].isin(["f", "D", "D_star"])].to_dict("records")):
+        for i, row in enumerate(rows[~rows["parameter"].isin(["S0", "sigma"])].to_dict("records")):
             spread = "" if pd.isna(row["spread"]) else _number(row["spread"])
             shown.add_row(
                 str(roi) if i == 0 else "", PARAMETERS[row["parameter"]].label,

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import chi2
 
+from ivimbayes.correlation import covariance
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.kernel import (
     COLUMNS,
@@ -37,7 +38,7 @@ from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import MapProgress
 from ivimbayes.scans import roi_names
 from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.simulate import covariance, draw_region_prior
+from ivimbayes.simulate import draw_region_prior
 from ivimbayes.spec import ModelSpec
 from ivimbayes.stores import MapStore, MemoryStore, ZarrStore
 from ivimbayes.summary import diagnose
@@ -166,7 +167,7 @@ def posterior_maps(
     scan: xr.Dataset,
     fit: xr.DataTree,
     *,
-    noise: str = "gaussian",
+    noise: str | None = None,
     interval: float = 0.95,
     keep_draws: int = 0,
     perfusion_prior: float = 0.5,
@@ -189,7 +190,8 @@ def posterior_maps(
         population with the mean and covariance of the voxels of all regions that did not fail.
     fit : DataTree
         From `fit`.
-    noise : {"gaussian", "rician"}
+    noise : {"gaussian", "rician"}, optional
+        The fit's when not given.
         Noise of the scan's signals.
     interval : float
         Probability of the highest-density intervals.
@@ -249,6 +251,9 @@ def posterior_maps(
     residual of probability below 1e-6 (Gaussian noise), or a population that `diagnose` finds doubtful.
     ``failed``: Pareto k above 1, or a population that failed.
     """
+    if reason := why_not_mapped(fit, noise):
+        raise InputError(f"fit: {reason}; fit it so, or go without maps (--no-maps)")
+    noise = ModelSpec.from_json(fit.attrs["spec"]).noise if noise is None else noise
     task = _make_task(
         scan, fit, noise=noise, interval=interval, keep_draws=keep_draws, perfusion_prior=perfusion_prior,
         draws=DRAWS.get(noise, 512) if draws is None else draws, seed=seed,
@@ -282,6 +287,16 @@ def posterior_maps(
             _compile(noise)
             _run_here(scan, labels, todo, task, sink, bar, cores)
     return _finish(sink, scan, task, attrs)
+
+
+def why_not_mapped(fit: xr.DataTree, noise: str | None = None) -> str:
+    """Say why a fit cannot be mapped, in words; empty where it can."""
+    spec = ModelSpec.from_json(fit.attrs["spec"])
+    if spec.signal != "biexponential":
+        return f"maps are of the biexponential signal, the fit's is {spec.signal}"
+    if noise is None and spec.noise not in NOISES:
+        return f"maps are of {' or '.join(NOISES)} noise, the fit's is {spec.noise}"
+    return ""
 
 
 def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:

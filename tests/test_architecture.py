@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
-    {"signals", "noise", "storage", "labels", "progress", "lanes"},
-    {"priors", "scans", "maps", "kernel"},
+    {"signals", "noise", "correlation", "storage", "labels", "progress", "lanes"},
+    {"priors", "scans", "maps", "kernel", "likelihood", "triangles"},
     {"modes", "simulate", "voxels", "stores"},
     {"spec"},
     {"model", "density"},

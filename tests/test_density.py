@@ -5,12 +5,15 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.special import expit
+from scipy.stats import beta, halfnorm, multivariate_normal, multivariate_t, norm
 
-from ivimbayes.density import callbacks, coordinates, log_density, pack_region, split_draws
+from ivimbayes.correlation import correlations, covariance
+from ivimbayes.density import callbacks, coordinates, log_density, noise_constant, pack_region, split_draws
 from ivimbayes.lanes import exponentials
 from ivimbayes.model import build_model
 from ivimbayes.modes import population_mode
-from ivimbayes.noise import gaussian_logp
+from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.sampling import sampler_model
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import simulate
@@ -19,17 +22,28 @@ from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to rounding, and unsorted
 CASES = [("normal", "voxel"), ("student_t", "voxel"), ("normal", "mean")]
+MORE = [
+    ("student_t", "voxel", "monoexponential", "rician"),
+    ("normal", "mean", "simplified", "student_t"),
+]
 
 
-def region(population: str, level: str, voxels: int = 150) -> tuple[dict[str, np.ndarray], ModelSpec]:
+def region(
+    population: str,
+    level: str,
+    signal: str = "biexponential",
+    noise: str = "gaussian",
+    voxels: int = 150,
+) -> tuple[dict[str, np.ndarray], ModelSpec]:
     """150 voxels take two blocks, the second with fillers; the images are averaged differently often."""
-    scan, _ = simulate(B, 30, voxels=voxels, seed=5)
+    scan, _ = simulate(B, 30, voxels=voxels, signal=signal, noise=noise, seed=5)
     scan["averages"] = ("measurement", np.array([1, 2, 1, 3, 1, 1, 4, 2, 1, 1.0]))
     chosen = choose_voxels(scan, level=level)["region-1"]
-    spec = ModelSpec(population=population)
+    spec = ModelSpec(signal, noise, population=population)
     found = population_mode(
-        chosen["signal"].values / 100, chosen["averages"].values, np.array(B, float), spec.prior
-    )
+        chosen["signal"].values / 100, chosen["averages"].values, np.array(B, float), spec.prior, None, signal,
+        noise,
+    )  # fmt: skip
     data = model_data(chosen, spec, found, 100.0)
     often = np.random.default_rng(4).integers(1, 4, (len(data["averages"]), 1))
     return {**data, "averages": data["averages"] * often}, spec
@@ -38,14 +52,20 @@ def region(population: str, level: str, voxels: int = 150) -> tuple[dict[str, np
 def points(data: dict[str, np.ndarray], level: str, count: int) -> np.ndarray:
     """Coordinates from the bulk of the posterior to far outside it."""
     rng = np.random.default_rng(7)
-    middle = [*data["centre"], *np.log(data["spread"]), 0, 0, 0, 1, -2, -3] if level == "voxel" else [-3]
+    P = len(data["centre"])
+    partial = np.zeros(P * (P - 1) // 2)
+    middle = [-3.0]
+    if level == "voxel":
+        middle = [*data["centre"], *np.log(data["spread"]), *partial, 1, -2, -3]
     x = np.concatenate([middle, np.zeros(data["eta"].size)])
     return x + np.linspace(0.1, 3, count)[:, None] * rng.standard_normal((count, x.size))
 
 
-@pytest.mark.parametrize(("population", "level"), CASES)
-def test_density_and_gradient_are_those_of_pymc(population: str, level: str) -> None:
-    data, spec = region(population, level)
+@pytest.mark.parametrize(
+    ("population", "level", "signal", "noise"), [*((*c, "biexponential", "gaussian") for c in CASES), *MORE]
+)
+def test_density_and_gradient_are_those_of_pymc(population: str, level: str, signal: str, noise: str) -> None:
+    data, spec = region(population, level, signal, noise)
     block, model = pack_region(data, spec, level), build_model(data, spec, level)
     reference = model.logp_dlogp_function(ravel_inputs=True)
     reference.set_extra_values({})
@@ -57,6 +77,76 @@ def test_density_and_gradient_are_those_of_pymc(population: str, level: str) -> 
         np.testing.assert_allclose(found, slope, rtol=1e-8, atol=1e-9 * np.abs(slope).max())
 
 
+def written_out(x: np.ndarray, data: dict[str, np.ndarray], spec: ModelSpec) -> float:
+    """The log-density of a pooled region in plain numpy and scipy, voxel by voxel."""
+    P, V, Q = len(data["centre"]), *data["eta"].shape
+    pairs = P * (P - 1) // 2
+    mu, ln_sd, raw, (S0, ln_S0_sd, ln_sigma), z = np.split(x, np.cumsum([P, P, pairs, 3]))
+    sd, S0_sd, sigma, unit = np.exp(ln_sd), np.exp(ln_S0_sd), np.exp(ln_sigma), expit(raw)
+    total = norm(data["centre"], data["width"]).logpdf(mu).sum() + norm(1, 0.5).logpdf(S0)
+    total += (halfnorm(scale=data["spread"]).logpdf(sd) + ln_sd).sum()
+    total += halfnorm(scale=0.5).logpdf(S0_sd) + ln_S0_sd
+    total += halfnorm(scale=data["sigma_scale"]).logpdf(sigma) + ln_sigma
+    shapes = [spec.eta + (P - 2 - j) / 2 for i in range(P) for j in range(i)]
+    total += sum(beta(a, a).logpdf(u) + np.log(u * (1 - u)) for a, u in zip(shapes, unit, strict=True))
+    Sigma = np.eye(Q) * S0_sd**2
+    Sigma[:P, :P] = covariance(sd, correlations(2 * unit - 1, P))
+    mean, inverse = np.append(mu, S0)[:Q], np.linalg.inv(Sigma)
+    population = multivariate_normal(mu, Sigma[:P, :P])
+    if spec.population == "student_t":
+        population = multivariate_t(mu, Sigma[:P, :P], df=spec.nu)
+    model, noise = SIGNALS[spec.signal], NOISES[spec.noise]
+    for v in range(V):
+        A = inverse + data["Lambda"][v]
+        latent = np.linalg.solve(A, inverse @ mean + data["eta"][v])
+        latent = latent + np.linalg.solve(np.linalg.cholesky(A).T, z[v * Q : (v + 1) * Q])
+        total += population.logpdf(latent[:P]) - 0.5 * np.linalg.slogdet(A)[1]
+        curve = model.curve(data["b"].round(6), *model.values(*latent[:P]))
+        y, n, s = data["observed"][v], data["averages"][v], np.array(sigma)
+        if noise.marginal:
+            total += gaussian_logp(y, curve, s, np.array(S0), np.array(S0_sd), n)
+        else:
+            total += norm(S0, S0_sd).logpdf(latent[P]) + noise.logp(y, latent[P] * curve, s, n).sum()
+    return float(total)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_density_of_every_signal_and_noise_written_out(signal: str, noise: str) -> None:
+    for population in ("normal", "student_t"):
+        data, spec = region(population, "voxel", signal, noise, 20)
+        block = pack_region(data, spec)
+        for x in points(data, "voxel", 3)[:2]:
+            found = log_density(x, np.empty_like(x), block)
+            assert found == pytest.approx(written_out(x, data, spec), rel=1e-10, abs=1e-7)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_gradient_and_likelihood_of_every_signal_and_noise(signal: str, noise: str) -> None:
+    """The derivative along directions, by differences, and the likelihood written out with numpy."""
+    data, spec = region("student_t", "voxel", signal, noise, 20)
+    block, rng = pack_region(data, spec), np.random.default_rng(8)
+    x = points(data, "voxel", 2)[0]
+    slope = np.empty_like(x)
+    log_density(x, slope, block)
+    for direction in rng.standard_normal((6, x.size)) * 3e-5:
+        ends = [log_density(x + k * direction, np.empty_like(x), block) for k in (-2, -1, 1, 2)]
+        numeric = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / 12
+        assert slope @ direction == pytest.approx(numeric, rel=1e-5, abs=1e-7 * np.abs(slope).max() * 3e-5)
+    drawn, model = split_draws(x[None], block), SIGNALS[signal]
+    values = model.values(*np.moveaxis(drawn["theta"][0], -1, 0))
+    curve = model.curve(data["b"].round(6), *(v[:, None] for v in values))
+    n, y, sigma = data["averages"], data["observed"], np.full(20, drawn["sigma"][0])
+    if NOISES[noise].marginal:
+        mean, sd = (np.full(20, drawn[name][0]) for name in ("S0_roi", "S0_sd"))
+        expected = gaussian_logp(y, curve, sigma, mean, sd, n)
+    else:
+        expected = NOISES[noise].logp(y, drawn["S0_mean"][0][:, None] * curve, sigma, n).sum(axis=1)
+    found = drawn["log_likelihood"][0] + noise_constant(noise, y, n)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-9)
+
+
 @pytest.mark.parametrize("level", ["voxel", "mean"])
 def test_likelihood_and_S0_of_draws_have_their_closed_forms(level: str) -> None:
     data, spec = region("normal", level)
@@ -65,7 +155,7 @@ def test_likelihood_and_S0_of_draws_have_their_closed_forms(level: str) -> None:
     values = SIGNALS["biexponential"].values(*np.moveaxis(drawn["theta"], -1, 0))
     curve = SIGNALS["biexponential"].curve(data["b"], *(v[..., None] for v in values))
     sigma, mean, sd = (drawn[name][:, None] for name in ("sigma", "S0_roi", "S0_sd"))
-    expected = gaussian_logp(y, curve, sigma, mean, sd, n) - 0.5 * np.log(n).sum(axis=1)
+    expected = gaussian_logp(y, curve, sigma, mean, sd, n) - noise_constant("gaussian", y, n)
     np.testing.assert_allclose(drawn["log_likelihood"], expected, rtol=1e-9)
     precision = 1 / sd**2 + (n * curve**2).sum(-1) / sigma**2
     centre = (mean / sd**2 + (n * curve * y).sum(-1) / sigma**2) / precision
@@ -73,9 +163,11 @@ def test_likelihood_and_S0_of_draws_have_their_closed_forms(level: str) -> None:
     np.testing.assert_allclose(drawn["S0_scale"], precision**-0.5, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("population", "level"), CASES)
-def test_draws_are_split_as_pymc_does(population: str, level: str) -> None:
-    data, spec = region(population, level)
+@pytest.mark.parametrize(
+    ("population", "level", "signal", "noise"), [(*c, "biexponential", "gaussian") for c in CASES] + MORE[:1]
+)
+def test_draws_are_split_as_pymc_does(population: str, level: str, signal: str, noise: str) -> None:
+    data, spec = region(population, level, signal, noise)
     block, model = pack_region(data, spec, level), build_model(data, spec, level)
     x = points(data, level, 3)
     drawn, names = split_draws(x, block), [v.name for v in model.free_RVs]
@@ -90,6 +182,8 @@ def test_draws_are_split_as_pymc_does(population: str, level: str) -> None:
             assert variable in {v.name for v in model.value_vars}
         for name, expected in zip(names, inverse(*values), strict=True):
             found = (1 + drawn["partial"][n]) / 2 if name == "unit_partial" else drawn[name][n]
+            if name == "theta" and noise != "gaussian":
+                found = np.concatenate([found, drawn["S0_mean"][n][:, None]], axis=1)
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 

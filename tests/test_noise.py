@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
-from scipy.stats import kstest, multivariate_normal
+from scipy.integrate import quad
+from scipy.special import i0e
+from scipy.stats import kstest, multivariate_normal, norm, rice, t
 
-from ivimbayes.noise import NOISES, gaussian_logp
+from ivimbayes.noise import NOISES, draw_S0, gaussian_logp, log_i0e
 
 RNG = np.random.default_rng(2)
 G = np.exp(-np.linspace(0, 1.2, 7))
@@ -30,13 +32,13 @@ def test_density_broadcasts_over_draws_and_voxels() -> None:
     assert ours[2, 1] == pytest.approx(one)
 
 
-def draw_S0(sigma_used: float, n: int = 4000) -> np.ndarray:
+def ranks_of_S0(sigma_used: float, n: int = 4000) -> np.ndarray:
     """Ranks of a true S0 among draws given its data: uniform if the sampler is right."""
     rng = np.random.default_rng(3)
     noise, sigma, mean, sd = NOISES["gaussian"], 0.2, 1.0, 0.3
     S0 = rng.normal(mean, sd, n)
     y = noise.draw_signal(rng, np.tile(G, (n, 1)), S0, np.full(n, sigma), AVERAGES)
-    draws = noise.draw_S0(
+    draws = draw_S0(
         rng,
         y,
         np.broadcast_to(G, (99, n, 7)),
@@ -49,11 +51,11 @@ def draw_S0(sigma_used: float, n: int = 4000) -> np.ndarray:
 
 def test_S0_drawn_given_data_is_calibrated() -> None:
     # A right sampler fails with probability 0.001; the control below has sigma wrong by a third.
-    assert kstest(draw_S0(0.2), "uniform").pvalue > 1e-3
+    assert kstest(ranks_of_S0(0.2), "uniform").pvalue > 1e-3
 
 
 def test_S0_drawn_with_wrong_sigma_is_not_calibrated() -> None:
-    assert kstest(draw_S0(0.3), "uniform").pvalue < 1e-3
+    assert kstest(ranks_of_S0(0.3), "uniform").pvalue < 1e-3
 
 
 def test_drawn_signals_have_the_stated_noise() -> None:
@@ -66,3 +68,70 @@ def test_drawn_signals_have_the_stated_noise() -> None:
     )
     np.testing.assert_allclose(y.mean(axis=0), 5 * G, atol=0.01)
     np.testing.assert_allclose(y.std(axis=0), 0.4 / np.sqrt(AVERAGES), rtol=0.02)
+
+
+SNRS = [0, 1e-3, 0.1, 1, 3, 8, 30, 1e3, 1e6]
+
+
+@pytest.mark.parametrize("snr", SNRS)
+def test_densities_given_S0_match_scipy(snr: float) -> None:
+    """Around the mean and 5 sigma from it, for images averaged differently often."""
+    sigma, rng = 0.7, np.random.default_rng(5)
+    mean = np.full(200, snr * sigma)
+    n = rng.integers(1, 5, 200).astype(float)
+    scale = sigma / np.sqrt(n)
+    y = np.abs(mean + rng.uniform(-5, 5, 200) * scale) + 1e-6
+    s = np.array(sigma)
+    found = {name: NOISES[name].logp(y, mean, s, n) for name in NOISES}
+    np.testing.assert_allclose(found["gaussian"], norm(mean, scale).logpdf(y), rtol=1e-10)
+    np.testing.assert_allclose(found["student_t"], t(4, mean, scale).logpdf(y), rtol=1e-10)
+    z = y * mean / scale**2  # scipy's rice overflows for large z
+    exact = np.log(y / scale**2) - 0.5 * ((y - mean) / scale) ** 2 + np.log(i0e(z))
+    np.testing.assert_allclose(found["rician"], exact, rtol=1e-10, atol=1e-10)
+    if 0.1 < snr < 30:
+        np.testing.assert_allclose(
+            found["rician"], rice(mean / scale, scale=scale).logpdf(y), rtol=1e-10, atol=1e-10
+        )
+
+
+def test_far_tails_are_finite() -> None:
+    y = np.array([1e-300, 1e-8, 1.0, 1e8])
+    for mean in (0.0, 1e-8, 1.0, 1e8):
+        for name, noise in NOISES.items():
+            found = noise.logp(y, np.full(4, mean), np.array(1e-3), np.ones(4))
+            assert np.isfinite(found).all(), (name, mean)
+
+
+def test_log_bessel_and_its_series_meet() -> None:
+    z = np.concatenate([[0.0, 11.999999, 12.0, 12.000001], np.geomspace(1e-8, 1e13, 3000)])
+    np.testing.assert_allclose(log_i0e(z), np.log(i0e(z)), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rician", "student_t"])
+def test_drawn_signals_have_their_density(name: str) -> None:
+    # Fails with probability 0.001; with sigma wrong by a tenth it must fail.
+    n, sigma, mean = 20_000, 0.5, 1.1
+    noise = NOISES[name]
+    y = noise.draw_signal(
+        np.random.default_rng(6), np.ones((n, 1)), np.full(n, mean), np.full(n, sigma), np.ones(1)
+    )[:, 0]
+
+    def cumulative(sigma: float) -> np.ndarray:
+        grid = np.linspace(1e-9 if name == "rician" else -60, 60, 40_001)
+        density = np.exp(noise.logp(grid, np.full(grid.size, mean), np.array(sigma), np.ones(grid.size)))
+        return np.interp(y, grid, np.cumsum(density) * (grid[1] - grid[0]))
+
+    assert kstest(cumulative(sigma), "uniform").pvalue > 1e-3
+    assert kstest(cumulative(1.1 * sigma), "uniform").pvalue < 1e-3
+
+
+def test_rician_density_integrates_to_one() -> None:
+    for mean in (0.0, 0.5, 3.0, 50.0):
+        total, _ = quad(
+            lambda y, m=mean: float(
+                np.exp(NOISES["rician"].logp(np.array([y]), np.array([m]), np.array(1.0), np.ones(1)))[0]
+            ),
+            max(mean - 10, 0),
+            mean + 12,
+        )
+        assert total == pytest.approx(1, rel=1e-7)

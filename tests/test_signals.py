@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytensor.tensor as pt
 import pytest
@@ -7,32 +9,71 @@ from ivimbayes import predict
 from ivimbayes.signals import SIGNALS
 
 B = np.array([0.0, 10, 50, 200, 800])
-THETA = np.random.default_rng(1).normal([-2, -6.8, -4], [1, 0.4, 1], (50, 3))
+CENTRES = {"f": -2, "f_fast": 0.3, "D": -6.8, "D_star": -4, "D_star_fast": -2.5, "K": -0.3}
+
+
+def thetas(name: str) -> np.ndarray:
+    centre = [CENTRES[p] for p in SIGNALS[name].parameters]
+    return np.random.default_rng(1).normal(centre, 0.7, (50, len(centre)))
 
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_values_and_theta_are_inverse_and_ordered(name: str) -> None:
-    signal = SIGNALS[name]
-    values = signal.values(*THETA.T)
-    np.testing.assert_allclose(np.stack(signal.theta(*values), axis=-1), THETA, rtol=1e-9)
-    _, D, D_star = values
-    assert (D_star > D).all()
+    signal, theta = SIGNALS[name], thetas(name)
+    values = signal.values(*theta.T)
+    np.testing.assert_allclose(np.stack(signal.theta(*values), axis=-1), theta, rtol=1e-9)
+    named = dict(zip(signal.parameters, values, strict=True))
+    rates = [named[p] for p in ("D", "D_star", "D_star_fast") if p in named]
+    assert all((b > a).all() for a, b in pairwise(rates))
+    fractions = [np.ones(50), *(named[p] for p in ("f", "f_fast") if p in named)]
+    assert all((b < a).all() and (b > 0).all() for a, b in pairwise(fractions))
 
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_jacobian_matches_finite_differences(name: str) -> None:
-    signal = SIGNALS[name]
+    signal, theta = SIGNALS[name], thetas(name)
 
     def curve(theta: np.ndarray) -> np.ndarray:
         return signal.curve(B, *(v[..., None] for v in signal.values(*theta.T)))
 
-    g, jacobian = signal.jacobian(B, THETA)
-    np.testing.assert_allclose(g, curve(THETA), rtol=1e-12)
-    for i in range(3):
-        step = np.zeros(3)
-        step[i] = 1e-6
-        numeric = (curve(THETA + step) - curve(THETA - step)) / 2e-6
-        np.testing.assert_allclose(jacobian[:, i], numeric, atol=1e-8)
+    g, jacobian = signal.jacobian(B, theta)
+    np.testing.assert_allclose(g, curve(theta), rtol=1e-12)
+    for i, step in enumerate(1e-6 * np.eye(theta.shape[1])):
+        numeric = (curve(theta + step) - curve(theta - step)) / 2e-6
+        np.testing.assert_allclose(jacobian[:, i], numeric, rtol=1e-6, atol=1e-8)
+
+
+def test_equations_are_the_published_ones() -> None:
+    f, g, D, D1, D2, K, b = 0.2, 0.08, 1e-3, 20e-3, 0.3, 0.9, B
+    exp = np.exp
+    expected = {
+        "monoexponential": exp(-b * D),
+        "kurtosis": exp(-b * D + b**2 * D**2 * K / 6),
+        "simplified": (1 - f) * exp(-b * D) + f * (b == 0),
+        "biexponential": f * exp(-b * D1) + (1 - f) * exp(-b * D),
+        "biexponential_kurtosis": f * exp(-b * D1) + (1 - f) * exp(-b * D + b**2 * D**2 * K / 6),
+        "triexponential": (f - g) * exp(-b * D1) + g * exp(-b * D2) + (1 - f) * exp(-b * D),
+    }
+    values = {"f": f, "f_fast": g, "D": D, "D_star": D1, "D_star_fast": D2, "K": K}
+    assert set(expected) == set(SIGNALS)
+    for name, curve in expected.items():
+        mine = {p: values[p] for p in SIGNALS[name].parameters}
+        np.testing.assert_allclose(predict(b, 1.0, signal=name, **mine), curve, rtol=1e-13)
+
+
+def test_models_agree_where_fractions_vanish() -> None:
+    values = {"f": 0.2, "D": 1e-3, "D_star": 20e-3}
+    bi = predict(B, 1.0, **values)
+    tri = predict(B, 1.0, signal="triexponential", **values, f_fast=1e-12, D_star_fast=0.5)
+    np.testing.assert_allclose(tri, bi, atol=1e-11)
+    kurtosis = predict(B, 1.0, signal="biexponential_kurtosis", **values, K=1e-12)
+    np.testing.assert_allclose(kurtosis, bi, atol=1e-11)
+    simplified = predict(B, 1.0, signal="simplified", f=0.2, D=1e-3)
+    np.testing.assert_allclose(predict(B, 1.0, f=0.2, D=1e-3, D_star=1e3), simplified, atol=1e-11)
+    mono = predict(B, 1.0, signal="monoexponential", D=1e-3)
+    for name, rest in (("simplified", {}), ("biexponential", {"D_star": 0.02})):
+        np.testing.assert_allclose(predict(B, 1.0, signal=name, f=1e-12, D=1e-3, **rest), mono, atol=1e-11)
+    np.testing.assert_allclose(predict(B, 1.0, signal="kurtosis", D=1e-3, K=1e-12), mono, atol=1e-11)
 
 
 def test_one_equation_serves_numpy_xarray_and_pytensor() -> None:
@@ -54,3 +95,5 @@ def test_signal_is_s0_at_b_zero_and_tissue_at_high_b() -> None:
 def test_wrong_parameters_are_named() -> None:
     with pytest.raises(ValueError, match="has the parameters f, D, D_star; got f, D"):
         predict(B, 1.0, f=0.1, D=1e-3)
+    with pytest.raises(ValueError, match="signal 'ivim'; accepted are monoexponential"):
+        predict(B, 1.0, signal="ivim", f=0.1, D=1e-3)

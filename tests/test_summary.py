@@ -164,7 +164,7 @@ def test_two_modes_are_found_and_named(good: xr.DataTree) -> None:
     assert diagnosis.verdict == "doubtful"
     larger, smaller = diagnosis.modes
     assert (larger.weight, smaller.weight) == pytest.approx((0.7, 0.3), abs=0.03)
-    assert (larger.f, smaller.f) == pytest.approx((0.198, 0.5), abs=0.01)
+    assert (larger.values["f"], smaller.values["f"]) == pytest.approx((0.198, 0.5), abs=0.01)
     text = next(str(f) for f in diagnosis.findings if "two modes" in str(f))
     assert "f 0.20, D 2.36, D* 14.6" in text and "f 0.50, D 1.5" in text and "--tissue" in text
 

@@ -1,0 +1,138 @@
+# mypy: disallow_untyped_defs=False
+"""Compiled algebra of small triangular matrices: one matrix, or one in each lane on the last axis."""
+
+import math
+
+import numpy as np
+
+from ivimbayes.lanes import jit
+
+
+@jit
+def cholesky(S, Lambda, F, inverse):
+    """``F F' = S + Lambda``; ``inverse`` of F's diagonal."""
+    lanes = inverse.shape[1]
+    for j in range(S.shape[0]):
+        for i in range(j, S.shape[0]):
+            for w in range(lanes):
+                F[i, j, w] = S[i, j] + Lambda[i, j, w]
+            for k in range(j):
+                for w in range(lanes):
+                    F[i, j, w] -= F[i, k, w] * F[j, k, w]
+            if i == j:
+                for w in range(lanes):
+                    F[j, j, w] = math.sqrt(F[j, j, w])
+                for w in range(lanes):
+                    inverse[j, w] = 1.0 / F[j, j, w]
+            else:
+                for w in range(lanes):
+                    F[i, j, w] *= inverse[j, w]
+
+
+@jit
+def solve_lower(F, inverse, a, out):
+    """``out = F⁻¹ a``."""
+    lanes = a.shape[1]
+    for i in range(a.shape[0]):
+        for w in range(lanes):
+            out[i, w] = a[i, w]
+        for k in range(i):
+            for w in range(lanes):
+                out[i, w] -= F[i, k, w] * out[k, w]
+        for w in range(lanes):
+            out[i, w] *= inverse[i, w]
+
+
+@jit
+def solve_upper(F, inverse, a, out):
+    """``out = F⁻ᵀ a``."""
+    lanes = a.shape[1]
+    for i in range(a.shape[0] - 1, -1, -1):
+        for w in range(lanes):
+            out[i, w] = a[i, w]
+        for k in range(i + 1, a.shape[0]):
+            for w in range(lanes):
+                out[i, w] -= F[k, i, w] * out[k, w]
+        for w in range(lanes):
+            out[i, w] *= inverse[i, w]
+
+
+@jit
+def cholesky_adjoint(F, inverse, F_bar, Q, X):
+    """Adjoint of A = F F' from that of F, into X: F⁻ᵀ Φ(Fᵀ F̄) F⁻¹ (Murray 2016, arXiv:1602.07527).
+
+    The sum of X and its transpose, halved, is the symmetric adjoint. ``Q`` is scratch.
+    """
+    lanes = inverse.shape[1]
+    P = inverse.shape[0]
+    for i in range(P):
+        for j in range(i + 1):
+            for w in range(lanes):
+                Q[i, j, w] = F[i, i, w] * F_bar[i, j, w]
+            for k in range(i + 1, P):
+                for w in range(lanes):
+                    Q[i, j, w] += F[k, i, w] * F_bar[k, j, w]
+        for w in range(lanes):
+            Q[i, i, w] *= 0.5
+        for j in range(i + 1, P):
+            for w in range(lanes):
+                Q[i, j, w] = 0.0
+    for j in range(P):
+        for i in range(P - 1, -1, -1):
+            for w in range(lanes):
+                X[i, j, w] = Q[i, j, w]
+            for k in range(i + 1, P):
+                for w in range(lanes):
+                    X[i, j, w] -= F[k, i, w] * X[k, j, w]
+            for w in range(lanes):
+                X[i, j, w] *= inverse[i, w]
+    for i in range(P):
+        for j in range(P - 1, -1, -1):
+            for k in range(j + 1, P):
+                for w in range(lanes):
+                    X[i, j, w] -= X[i, k, w] * F[k, j, w]
+            for w in range(lanes):
+                X[i, j, w] *= inverse[j, w]
+
+
+@jit
+def partial_cholesky(r, P):
+    """Lower Cholesky factor of a correlation matrix from its partial correlations, row by row."""
+    C, n = np.zeros((P, P)), 0
+    for i in range(P):
+        rest = 1.0
+        for j in range(i):
+            C[i, j] = r[n] * rest
+            rest *= math.sqrt((1.0 - r[n]) * (1.0 + r[n]))
+            n += 1
+        C[i, i] = rest
+    return C
+
+
+@jit
+def product(A, B):
+    """Multiply small matrices, without BLAS."""
+    out = np.zeros((A.shape[0], B.shape[1]))
+    for i in range(A.shape[0]):
+        for j in range(B.shape[1]):
+            for k in range(A.shape[1]):
+                out[i, j] += A[i, k] * B[k, j]
+    return out
+
+
+@jit
+def inverse_gram(L):
+    """(L L')⁻¹ of a lower triangle."""
+    P = L.shape[0]
+    inverse, S = np.zeros((P, P)), np.zeros((P, P))
+    for j in range(P):
+        inverse[j, j] = 1.0 / L[j, j]
+        for i in range(j + 1, P):
+            for k in range(j, i):
+                inverse[i, j] -= L[i, k] * inverse[k, j]
+            inverse[i, j] /= L[i, i]
+    for i in range(P):
+        for j in range(P):
+            for k in range(max(i, j), P):
+                S[i, j] += inverse[k, i] * inverse[k, j]
+    return S
