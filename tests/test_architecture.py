@@ -10,7 +10,7 @@ FLOORS = (
     {"errors"},
     {"signals", "noise", "storage", "labels", "progress", "lanes"},
     {"priors", "scans", "maps", "kernel"},
-    {"modes", "simulate", "voxels", "stores"},
+    {"modes", "simulate", "voxels", "stores", "relaxation"},
     {"spec"},
     {"model", "density"},
     {"collect", "convergence"},
