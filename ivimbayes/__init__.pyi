@@ -10,6 +10,9 @@ from .priors import TISSUES as TISSUES
 from .priors import TissuePrior as TissuePrior
 from .priors import read_priors as read_priors
 from .priors import tissue_prior as tissue_prior
+from .relaxation import correct_fraction as correct_fraction
+from .relaxation import relaxation_times as relaxation_times
+from .relaxation import volume_fraction as volume_fraction
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
 from .signals import SIGNALS as SIGNALS

@@ -300,6 +300,65 @@ def summary(
 
 
 @app.command()
+def volume(
+    folder: Annotated[Path, typer.Argument(help="A folder that ivimbayes fit wrote.", show_default=False)],
+    te: Annotated[float, typer.Option("--te", help="Echo time (ms).")],
+    t2_blood: Annotated[
+        str | None, typer.Option("--t2-blood", help="T2 of blood (ms): mean, or mean,sd.")
+    ] = None,
+    t2_tissue: Annotated[
+        list[str] | None,
+        typer.Option("--t2-tissue", help="T2 of tissue (ms): mean,sd, or REGION=mean,sd; may be repeated."),
+    ] = None,
+    field: Annotated[
+        float | None,
+        typer.Option("--field", help="Field strength (T): times not given are taken from the table."),
+    ] = None,
+    tissue: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tissue",
+            help="Tissue of a region in the table, REGION=TISSUE; may be repeated.  [default: of its prior]",
+        ),
+    ] = None,
+    tr: Annotated[
+        float | None, typer.Option("--tr", help="Repetition time (ms): correct for T1 too.")
+    ] = None,
+    t1_blood: Annotated[
+        str | None, typer.Option("--t1-blood", help="T1 of blood (ms): mean, or mean,sd.")
+    ] = None,
+    t1_tissue: Annotated[
+        list[str] | None, typer.Option("--t1-tissue", help="T1 of tissue (ms), as --t2-tissue.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table to this file (TSV).")] = None,
+    seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
+    from ivimbayes.relaxation import correct_fraction, tabulate_fractions
+    from ivimbayes.storage import read_tree, replacing
+    from ivimbayes.terminal import print_volume
+
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"{out}: exists; name another file with --out, or replace it with --overwrite")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; name a file in one with --out")
+    tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
+    corrected = correct_fraction(
+        tree, TE=te, TR=tr, field=field, tissue=_tissues(tissue), seed=seed,
+        T2_blood=_time(t2_blood, "--t2-blood"), T2_tissue=_times(t2_tissue, "--t2-tissue"),
+        T1_blood=_time(t1_blood, "--t1-blood"), T1_tissue=_times(t1_tissue, "--t1-tissue"),
+    )  # fmt: skip
+    table = tabulate_fractions(tree, corrected)
+    if out is not None:
+        with replacing(out) as path:
+            table.to_csv(path, sep="\t", index=False, float_format="%.6g")
+    print_volume(table, corrected)
+    if out is not None:
+        typer.echo(f"written to {out}")
+
+
+@app.command()
 def tissues(
     priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
 ) -> None:
@@ -425,6 +484,28 @@ def _tissues(words: list[str] | None) -> dict[str, str]:
             raise InputError(f"--tissue {word}: give REGION=TISSUE, such as kidney=kidney, or TISSUE for all")
         table[region or "*"] = name
     return table
+
+
+def _time(text: str | None, option: str) -> float | tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"{option} {text}: give a time in ms, or its mean and standard deviation: 275,50")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _times(words: list[str] | None, option: str) -> dict[str, float | tuple[float, float]] | None:
+    table = {}
+    for word in words or []:
+        region, _, text = word.rpartition("=")
+        time = _time(text, option)
+        assert time is not None
+        table[region or "*"] = time
+    return table or None
 
 
 def _names(text: str | None) -> dict[int, str] | str | None:

@@ -67,6 +67,26 @@ def print_truth(table: pd.DataFrame) -> None:
     console.print(f"{int(table['inside'].sum())} of {len(table)} true values lie inside their 95 % HDI")
 
 
+def print_volume(table: pd.DataFrame, corrected: xr.Dataset) -> None:
+    """Print signal and volume fraction of each region, and the relaxation times between them."""
+    console = Console(markup=False, highlight=False)
+    shown = _table("region", "", "median", "95 % HDI")
+    for row in table.to_dict("records"):
+        first = row["parameter"] == "f"
+        shown.add_row(
+            row["roi"] if first else "", row["parameter"], _number(row["median"]),
+            f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}",
+        )  # fmt: skip
+    console.print(shown)
+    console.print()
+    used = json.loads(corrected.attrs["relaxation"])
+    TR = f", TR {corrected.attrs['TR_ms']:g} ms" if "TR_ms" in corrected.attrs else ""
+    console.print(f"TE {corrected.attrs['TE_ms']:g} ms{TR}")
+    for name, times in {"blood": used["blood"], **used["regions"]}.items():
+        parts = [f"{k} {times[k][0]:g} (sd {times[k][1]:g}) ms" for k in ("T2", "T1") if k in times]
+        console.print(f"{name}: {', '.join(parts)}: {times['source']}", soft_wrap=True)
+
+
 def print_tissues(priors: Mapping[str, TissuePrior]) -> None:
     """Print every tissue's prior: median, central 95 % range, and the published values behind it."""
     console = Console(markup=False, highlight=False)

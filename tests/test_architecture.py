@@ -10,7 +10,7 @@ FLOORS = (
     {"errors"},
     {"signals", "noise", "correlation", "storage", "labels", "progress", "lanes"},
     {"priors", "scans", "maps", "kernel", "likelihood", "triangles"},
-    {"modes", "simulate", "voxels", "stores"},
+    {"modes", "simulate", "voxels", "stores", "relaxation"},
     {"spec"},
     {"model", "density"},
     {"collect", "convergence"},
