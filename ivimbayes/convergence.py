@@ -78,7 +78,8 @@ def measure_chains(posterior: xr.Dataset, record: xr.Dataset) -> Chains:
         ``divergences``, ``transitions`` and ``bfmi`` of the region.
     """
     names = [n for n in (*REPORTED, *BETWEEN_VOXELS) if n in posterior]
-    names = [n for n in names if posterior[n].notnull().all() and posterior[n].max() > posterior[n].min()]
+    names = [n for n in names if posterior[n].size and posterior[n].notnull().all()]
+    names = [n for n in names if posterior[n].max() > posterior[n].min()]
     mine = posterior[names]
     return Chains(
         r_hat={str(k): float(v.max()) for k, v in az.rhat(mine).data_vars.items()},

@@ -106,10 +106,10 @@ def _decays(form, b, step, steps, left, right, shape):
     if form.kurtosis:
         slow = shape.value[F + R]
         for k in range(b.size):
-            first, second = -b[k], b[k] * b[k] / 6.0
             row = x[k]
             for w in range(lanes):
-                row[w] = first * rate[0, w] + second * rate[0, w] * rate[0, w] * slow[w]
+                v = min(b[k] * rate[0, w], 3.0 / slow[w])
+                row[w] = v * (v * slow[w] / 6.0 - 1.0)
         decay = shape.decay[0]
         exponentials(x[: b.size].ravel(), decay.ravel(), shape.bits[: b.size].ravel())
     while n < S and left[n] < 0:
@@ -185,20 +185,18 @@ def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
                 one[w] += each
                 other[w] += bk * each
         if form.kurtosis:
-            decay = shape.decay[0, k]
+            decay, one, D, K = shape.decay[0, k], slope[0], shape.rate[0], value[F + R]
             for w in range(lanes):
-                bend[w] += bk * bk * bar[w] * r[w] * decay[w]
+                each, v = bar[w] * r[w] * decay[w], min(bk * D[w], 3.0 / K[w])
+                one[w] -= bk * v * K[w] / 3.0 * each
+                bend[w] += v * v / 6.0 * each
     # rates
     for c in range(R):
         for w in range(lanes):
             slope[c, w] *= -weight[c, w]
     if form.kurtosis:
-        K, D = value[F + R], shape.rate[0]
         for w in range(lanes):
-            bend[w] *= weight[0, w] * K[w] * D[w] / 6.0
-        for w in range(lanes):
-            slope[0, w] += 2.0 * bend[w]
-            theta_bar[F + R, w] = bend[w] * D[w]
+            theta_bar[F + R, w] = bend[w] * weight[0, w] * value[F + R, w]
     for c in range(R - 1, -1, -1):
         if c + 1 < R:
             for w in range(lanes):

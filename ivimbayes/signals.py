@@ -59,9 +59,9 @@ class Signal:
     """A signal model for S0 = 1 and the space ``theta`` in which its parameters are unbounded.
 
     With the fractions 1 > f > f_fast and the rates D < D_star < D_star_fast, compartment c has the weight
-    fraction c - fraction c + 1 and decays as exp(-b rate c); the first has exp(-b D + b² D² K / 6) where
-    there is a kurtosis. theta holds, in the order of ``parameters``: the logit of f and of f_fast / f; ln D
-    and the ln of each rate's distance from the one before; ln K.
+    fraction c - fraction c + 1 and decays as exp(-b rate c); the first has exp(-v + v² K / 6), v = b D held
+    at 3 / K, where there is a kurtosis. theta holds, in the order of ``parameters``: the logit of f and of
+    f_fast / f; ln D and the ln of each rate's distance from the one before; ln K.
 
     Attributes
     ----------
@@ -134,7 +134,8 @@ class Signal:
         rates = [*values[self.fractions : self.fractions + self.rates], *(INSTANT,) * self.instant]
         exponents = [-b * rate for rate in rates]
         if self.kurtosis:
-            exponents[0] = exponents[0] + (b * rates[0]) ** 2 * values[-1] / 6
+            v = valid_product(b * rates[0], values[-1])
+            exponents[0] = -v + v**2 * values[-1] / 6
         return [(fractions[c] - fractions[c + 1], exp(x)) for c, x in enumerate(exponents)]
 
     def curve(self, b: Any, *values: Any, exp: Callable[[Any], Any] = np.exp) -> Any:
@@ -154,12 +155,19 @@ class Signal:
             derivative.append(sum(of_each) / (1 + np.exp(x[j])))
         slope = [-b * w * E for w, E in parts]
         if self.kurtosis:
-            bend = weight[0] * decay[0] * (b * values[F]) ** 2 * values[-1] / 6
-            slope[0] = slope[0] + 2 * bend / values[F]
+            v = valid_product(b * values[F], values[-1])
+            bend = weight[0] * decay[0] * v**2 * values[-1] / 6
+            slope[0] = slope[0] * (1 - v * values[-1] / 3)
         derivative += [np.exp(x[F + j]) * sum(slope[j:R]) for j in range(R)]
         derivative += [bend] if self.kurtosis else []
         curve = sum(w * E for w, E in parts)
         return curve, np.stack(np.broadcast_arrays(*derivative), axis=-2)
+
+
+def valid_product(bD: Any, K: Any) -> Any:
+    """Product of b and D, held at 3 / K: beyond, the kurtosis would let the signal rise with b."""
+    excess = bD * K / 3
+    return bD / (0.5 * (1 + excess + abs(1 - excess)))
 
 
 SIGNALS: dict[str, Signal] = {
