@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
     {"signals", "noise", "storage", "labels", "progress", "lanes"},
-    {"priors", "scans", "maps", "kernel"},
-    {"modes", "simulate", "voxels", "stores"},
+    {"priors", "scans", "maps", "kernel", "decays"},
+    {"modes", "least_squares", "simulate", "voxels", "stores"},
     {"spec"},
     {"model", "density"},
     {"collect", "convergence"},
