@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import Case
 from scipy.optimize import least_squares
+from typer.testing import CliRunner
 
 from ivimbayes import fit_full, fit_segmented, predict, write_maps
+from ivimbayes.cli import app
 from ivimbayes.decays import STATUS
 from ivimbayes.least_squares import describe_regions
 from ivimbayes.maps import ERRORS, MAPPED
@@ -309,3 +313,67 @@ def test_maps_are_written(tmp_path: Path) -> None:
     assert sidecar["Units"] == "mm2/s"
     assert (sidecar["Method"], sidecar["Threshold"], sidecar["Bounds"]["f"]) == ("segmented", 150, [0, 1])
     assert json.loads((tmp_path / "status.json").read_text())["Levels"]["3"] == "not_identified"
+
+
+def call(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [*map(str, words)])
+    error = str(result.exception) if result.exception and not isinstance(result.exception, SystemExit) else ""
+    return result.exit_code, result.output + error
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--refine", "--threshold", 150), ("--method", "full", "--cores", 1)]
+)
+def test_command(case: Case, options: tuple[object, ...]) -> None:
+    from ivimbayes import read_scan
+
+    status, out = call("ls", case.dwi, "--rois", case.rois, "--out", case.out, "--quiet", *options)
+    assert status == 0, out
+    for word in ("liver", "spleen", "D* (1e-3 mm2/s)", "voxels:", "ok", f"written to {case.out}"):
+        assert word in out
+    names = {f"{n}{e}" for n in (*MAPPED, *ERRORS, "status") for e in (".nii.gz", ".json")}
+    assert {p.name for p in case.out.iterdir()} == names
+    scan = read_scan(case.dwi, rois=case.rois)
+    fit = fit_full if "full" in options else refined if options else fit_segmented
+    expected = fit(scan, progress=False, **({"threshold": 150} if "--refine" in options else {}))
+    for name in (*MAPPED, *ERRORS, "status"):
+        found = np.asarray(nib.load(case.out / f"{name}.nii.gz").dataobj)
+        np.testing.assert_allclose(found, expected[name].values, rtol=1e-6)
+    status, out = call("ls", case.dwi, "--out", case.out, "--quiet")
+    assert "not empty" in out
+    status, out = call("ls", case.dwi, "--out", case.out, "--quiet", "--overwrite")
+    assert status == 0
+    assert "all: 60 voxels" in out
+    assert {p.name for p in case.out.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--method", "ivim"), ("--method ivim", "segmented, full")),
+        (("--method", "full", "--threshold", 200), ("--threshold belongs to --method segmented",)),
+        (("--method", "full", "--refine"), ("--refine belongs to --method segmented",)),
+        (("--threshold", 750), ("threshold 750: 1 distinct",)), (("--threshold", "nan"), ("threshold nan",)),
+        (("--cores", 0), ("cores 0",)), (("--averages", "1,2"), ("2 values for 16 volumes",)),
+        (("--rois", "none.nii"), ("none.nii", "no such file")), (("--b-min", 60), ("no low b value",)),
+    ],
+)  # fmt: skip
+def test_command_refuses(
+    options: tuple[object, ...], words: tuple[str, ...], case: Case, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import sys
+    import warnings
+
+    from ivimbayes import cli
+
+    monkeypatch.setattr(
+        sys, "argv", ["ivimbayes", "ls", *map(str, (case.dwi, "--out", case.out, "--quiet", *options))]
+    )
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("ivimbayes: error: ")
+    assert all(word in err for word in words), err
+    assert not case.out.exists()
