@@ -1,6 +1,8 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
+from .least_squares import fit_full as fit_full
+from .least_squares import fit_segmented as fit_segmented
 from .maps import write_maps as write_maps
 from .model import build_model as build_model
 from .noise import NOISES as NOISES

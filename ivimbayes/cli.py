@@ -266,6 +266,59 @@ def map_command(
     typer.echo(f"written to {out}")
 
 
+@app.command("ls")
+def ls_command(
+    dwi: Annotated[Path, typer.Argument(help="4-D diffusion-weighted NIfTI image.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the maps.")],
+    method: Annotated[str, typer.Option("--method", help="segmented, full.")] = "segmented",
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="D is fitted to b values above it (s/mm2).  [default: 200]"),
+    ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option("--refine", help="Segmented: take the perfusion's tail out, until the steps agree."),
+    ] = False,
+    rois: Rois = None,
+    mask: Mask = None,
+    bval: Bval = None,
+    names: Names = None,
+    averages: Averages = None,
+    b_min: Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")] = None,
+    b_max: Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")] = None,
+    real_valued: RealValued = False,
+    cores: Annotated[int | None, typer.Option("--cores", help="Threads.  [default: all cores]")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit every voxel by least squares; write maps of f, D, D*, S0, their standard errors and a status.
+
+    Without --rois or --mask every voxel of the image is fitted.
+    """
+    from ivimbayes.least_squares import describe_regions, fit_full, fit_segmented
+    from ivimbayes.scans import read_scan
+    from ivimbayes.terminal import print_regions
+
+    options: dict[str, Any] = {"cores": cores, "progress": not quiet}
+    if method not in ("segmented", "full"):
+        raise InputError(f"--method {method}; accepted are segmented, full")
+    if method == "full" and (threshold is not None or refine):
+        option = "--refine" if threshold is None else "--threshold"
+        raise InputError(f"{option} belongs to --method segmented; leave one of the two out")
+    if method == "segmented":
+        options |= {"refine": refine} | ({} if threshold is None else {"threshold": threshold})
+    scan = read_scan(
+        dwi, bval, mask, rois, names=_names(names), averages=_numbers(averages, "--averages"),
+        b_min=b_min, b_max=b_max, real_valued=real_valued,
+    )  # fmt: skip
+    with _OutFolder(out, overwrite) as folder:
+        made = fit_full(scan, **options) if method == "full" else fit_segmented(scan, **options)
+        print_regions(describe_regions(made, scan))
+        (folder / UNFINISHED_MAPS).mkdir(exist_ok=True)  # the mark of maps that are being moved
+        _write_maps(made, folder / UNFINISHED_MAPS, folder, "nifti")
+    typer.echo(f"written to {out}")
+
+
 def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> None:
     """Write maps beside the store they gathered in, move them into the folder, remove the store."""
     from ivimbayes.maps import replace_maps, write_maps

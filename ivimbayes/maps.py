@@ -19,6 +19,7 @@ SPACE = ("x", "y", "z")
 MAPPED = ("f", "D", "D_star", "S0")
 STATUS = {"outside": 0, "ok": 1, "doubtful": 2, "failed": 3, "bad_signal": 4}
 SUMMARIES = ("mean", "sd", "median", "hdi_low", "hdi_high", "contraction")
+ERRORS = tuple(f"{p}_se" for p in MAPPED)  # of least squares
 NAMES = (*(f"{p}_{s}" for p in MAPPED for s in SUMMARIES), "pareto_k", "ess", "p_perfusion", "status")
 OTHERS = {
     "pareto_k": ("1", "Pareto k of the importance weights; above 0.7 the numbers are not to be trusted"),
@@ -56,8 +57,8 @@ def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
     Parameters
     ----------
     maps : Dataset
-        From `posterior_maps`: variables (x, y, z), and (draw, x, y, z) where draws were kept, with ``affine``
-        (row, column).
+        From `posterior_maps`, `fit_segmented` or `fit_full`: variables (x, y, z), and (draw, x, y, z) where
+        draws were kept, with ``affine`` (row, column).
     folder : path
         Where ``f_mean.nii.gz``, ``f_mean.json`` and so on are written; made where it is not.
 
@@ -75,7 +76,8 @@ def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
     names = [str(name) for name, v in maps.data_vars.items() if set(SPACE) <= set(v.dims)]
     if not names or "affine" not in maps:
         raise InputError(
-            "maps: no variable (x, y, z) with an affine in the Dataset; give that of posterior_maps"
+            "maps: no variable (x, y, z) with an affine in the Dataset; "
+            "give that of posterior_maps, fit_segmented or fit_full"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,14 +111,15 @@ def _provenance(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Sidecar entries that all maps of a run share."""
     wanted = {
         "Interval": "interval", "Model": "model", "Noise": "noise", "Population": "population",
-        "PerfusionPrior": "perfusion_prior", "Seed": "seed", "Draws": "draws", "Sources": "inputs",
+        "PerfusionPrior": "perfusion_prior", "Seed": "seed", "Draws": "draws", "Method": "method",
+        "Threshold": "threshold", "Bounds": "bounds", "Sources": "inputs",
     }  # fmt: skip
     plain = {}
     for key, name in wanted.items():
         if name in attrs:
             value = attrs[name]
             value = value.item() if isinstance(value, np.generic) else value
-            plain[key] = json.loads(value) if name in ("population", "inputs") else value
+            plain[key] = json.loads(value) if name in ("population", "bounds", "inputs") else value
     if "Interval" in plain:
         plain["Interval"] = {"Type": "highest density", "Probability": float(plain["Interval"])}
     return plain | {"Software": f"ivimbayes {version('ivimbayes')}"}
@@ -136,7 +139,7 @@ def describe_maps(maps: xr.Dataset) -> str:
 
 def map_files() -> set[str]:
     """Name every file and store that maps may be written to."""
-    stems = {f"{name}{ending}" for name in (*NAMES, *MAPPED) for ending in (".nii.gz", ".json")}
+    stems = {f"{name}{ending}" for name in (*NAMES, *MAPPED, *ERRORS) for ending in (".nii.gz", ".json")}
     return stems | {"maps.nc", "maps.zarr"}
 
 

@@ -87,6 +87,26 @@ def print_volume(table: pd.DataFrame, corrected: xr.Dataset) -> None:
         console.print(f"{name}: {', '.join(parts)}: {times['source']}", soft_wrap=True)
 
 
+def print_regions(table: pd.DataFrame) -> None:
+    """Print medians of least-squares fits over the voxels of each region, and how the voxels fared."""
+    console = Console(markup=False, highlight=False)
+    shown = _table("region", *(f"{PARAMETERS[p].label} {_unit(p)}".rstrip() for p in ("f", "D", "D_star")))
+    for row in table.to_dict("records"):
+        medians = (PARAMETERS[p].display_scale * row[p] for p in ("f", "D", "D_star"))
+        shown.add_row(row["roi"], *("n/a" if pd.isna(m) else _number(m) for m in medians))
+    console.print(shown)
+    console.print()
+    states = table.columns[list(table.columns).index("D_star") + 1 :]
+    for row in table.to_dict("records"):
+        parts = [f"{row[s]:,} {s.replace('_', ' ')}" for s in states if row[s] or s == "ok"]
+        console.print(f"{row['roi']}: {row['voxels']:,} voxels: {', '.join(parts)}", soft_wrap=True)
+
+
+def _unit(parameter: str) -> str:
+    unit = PARAMETERS[parameter].display_unit
+    return "" if unit == "1" else f"({unit})"
+
+
 def print_tissues(priors: Mapping[str, TissuePrior]) -> None:
     """Print every tissue's prior: median, central 95 % range, and the published values behind it."""
     console = Console(markup=False, highlight=False)

@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
     {"signals", "noise", "correlation", "storage", "labels", "progress", "lanes"},
-    {"priors", "scans", "maps", "kernel", "likelihood", "triangles"},
-    {"modes", "simulate", "voxels", "stores", "relaxation"},
+    {"priors", "scans", "maps", "kernel", "likelihood", "triangles", "decays"},
+    {"modes", "least_squares", "simulate", "voxels", "stores", "relaxation"},
     {"spec"},
     {"model", "density"},
     {"collect", "convergence"},
