@@ -12,6 +12,7 @@ from .priors import TISSUES as TISSUES
 from .priors import TissuePrior as TissuePrior
 from .priors import read_priors as read_priors
 from .priors import tissue_prior as tissue_prior
+from .protocol import check_protocol as check_protocol
 from .relaxation import correct_fraction as correct_fraction
 from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction

@@ -26,13 +26,13 @@ from ivimbayes.errors import InputError
 from ivimbayes.lanes import B_DIGITS
 from ivimbayes.maps import MAPPED, SPACE
 from ivimbayes.progress import MapProgress
+from ivimbayes.protocol import check_protocol
 from ivimbayes.scans import roi_names
 from ivimbayes.signals import PARAMETERS
 
 BOUNDS = {"f": (0.0, 1.0), "D": (0.0, 4e-3), "D_star": (0.0, 0.5)}
 METHODS = {SEGMENTED: "segmented", REFINED: "segmented, refined", FULL: "full"}
 THRESHOLD = 200.0  # s/mm²
-FEWEST_B = 4
 CHUNK, SLAB_BYTES = 2048, 256_000_000  # voxels a task, and signals in memory at a time
 
 
@@ -169,13 +169,8 @@ def fit_full(
 
 def _check_scan(scan: xr.Dataset) -> np.ndarray:
     """Distinct b values of a scan, if they are enough."""
-    distinct = np.unique(scan["b"].values.astype(float).round(B_DIGITS))
-    if len(distinct) < FEWEST_B:
-        raise InputError(
-            f"{scan.attrs.get('source', 'scan')}: {len(distinct)} distinct b values, {FEWEST_B} are needed; "
-            "the bi-exponential model needs more b values"
-        )
-    return distinct
+    check_protocol(scan, warn=False)
+    return np.unique(scan["b"].values.astype(float).round(B_DIGITS))
 
 
 def _check_bounds(bounds: Mapping[str, tuple[float, float]] | None) -> dict[str, tuple[float, float]]:

@@ -25,6 +25,7 @@ from ivimbayes.errors import InputError
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors
 from ivimbayes.progress import FitProgress
+from ivimbayes.protocol import check_protocol
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data
 from ivimbayes.storage import read_tree, write_tree
@@ -151,6 +152,13 @@ def fit(
     assigned = assign_priors(list(chosen), tissue, table)
     if spec.prior != ModelSpec().prior and "*" not in (tissue or {}):
         assigned = {name: p if name in (tissue or {}) else spec.prior for name, p in assigned.items()}
+    for prior in {prior.name: prior for prior in assigned.values()}.values():
+        check_protocol(scan, spec.signal, prior, warn=False)
+    if spec.noise == "rician" and scan.attrs.get("real_valued"):
+        raise InputError(
+            "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
+        )
+    check_protocol(scan, spec.signal)
     with FitProgress(list(chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
         tasks = _prepare(chosen, spec, assigned, bars)
         results = _sample_all(tasks, settings, cores, bars, checkpoint)

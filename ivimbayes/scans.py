@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import math
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,10 @@ from nibabel.spatialimages import HeaderDataError
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.errors import InputError
 from ivimbayes.labels import read_label_names
 from ivimbayes.storage import replacing
 
-MIN_DISTINCT_B = 4
-LOW_B = 50.0  # the lowest b must not lie above this, or S0 and f cannot be told apart
-PERFUSION_B = 150.0  # without a b value between 0 and this, D* cannot be identified
-HIGH_B = 200.0  # perfusion is gone above this; without such a b, D and f cannot be told apart
 GZIP_RATIO = 1100  # deflate cannot compress more than 1032 times
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, gzip.BadGzipFile)
 
@@ -100,19 +95,14 @@ def read_scan(
     Dataset
         ``signal`` (x, y, z, measurement), read when used; ``roi`` (x, y, z), integer labels; ``affine``
         (row, column); coordinates ``b`` (measurement) in s/mm² and ``averages`` (measurement). Attributes
-        ``roi_names`` (JSON, name by label), ``inputs`` (JSON, file name and SHA-256 by role), ``source`` and
-        ``real_valued``.
+        ``roi_names`` (JSON, name by label), ``inputs`` (JSON, file name and SHA-256 by role), ``source``,
+        ``protocol`` (the file of b values), ``b_selected`` and ``real_valued``.
 
     Raises
     ------
     InputError
-        If a file is missing or unreadable, shapes, affines or counts disagree, or the b values cannot
-        identify the model. The message names the file, what was found and the way out.
-
-    Warns
-    -----
-    InputWarning
-        If the b values leave a parameter unidentified.
+        If a file is missing or unreadable, or shapes, affines or counts disagree. The message names the file,
+        what was found and the way out.
     """
     image = _open(dwi, 4, "a 4-D diffusion-weighted image")
     bval_path = _beside(Path(dwi)) if bval is None else Path(bval)
@@ -121,7 +111,10 @@ def read_scan(
     keep = np.flatnonzero(
         (b >= (-np.inf if b_min is None else b_min)) & (b <= (np.inf if b_max is None else b_max))
     )
-    _check_protocol(b[keep], bval_path, b_min is not None or b_max is not None)
+    if not len(keep):
+        raise InputError(
+            f"{bval_path}: no b value is left of {b.min():g} to {b.max():g} s/mm2; widen --b-min/--b-max"
+        )
     used = {"dwi": Path(dwi), "bval": bval_path}
     inside = np.ones(image.shape[:3], bool)
     if mask is not None:
@@ -155,6 +148,8 @@ def read_scan(
             "roi_names": json.dumps({str(k): v for k, v in label_names.items()}),
             "inputs": json.dumps({k: {"file": p.name, "sha256": _sha256(p)} for k, p in used.items()}),
             "source": Path(dwi).name,
+            "protocol": str(bval_path),
+            "b_selected": int(b_min is not None or b_max is not None),
             "real_valued": int(real_valued),
         },
     )
@@ -325,34 +320,6 @@ def _check_averages(averages: Sequence[float] | None, count: int) -> np.ndarray:
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise InputError("averages: every number of averaged images must be above 0")
     return weights
-
-
-def _check_protocol(b: np.ndarray, path: Path, selected: bool) -> None:
-    """Refuse b values that cannot identify the model, warn where a parameter is not identified."""
-    way_out = "widen --b-min/--b-max" if selected else "the bi-exponential model needs more b values"
-    distinct = len(np.unique(np.round(b / 5)))
-    if distinct < MIN_DISTINCT_B:
-        raise InputError(f"{path}: {distinct} distinct b values, {MIN_DISTINCT_B} are needed; {way_out}")
-    if b.min() > LOW_B:
-        way_out = "lower --b-min" if selected else "acquire b = 0"
-        raise InputError(
-            f"{path}: no low b value (lowest {b.min():g} s/mm2, at most {LOW_B:g} needed), "
-            f"so S0 and f cannot be told apart; {way_out}"
-        )
-    if b.max() <= HIGH_B:
-        warnings.warn(
-            f"{path}: no high b value (highest {b.max():g} s/mm2, above {HIGH_B:g} needed), so D cannot be "
-            "told apart from perfusion: D and f will rest on the prior",
-            InputWarning,
-            stacklevel=3,
-        )
-    if not ((b > 0) & (b < PERFUSION_B)).any():
-        warnings.warn(
-            f"{path}: no b value between 0 and {PERFUSION_B:g} s/mm2, so D* cannot be identified: "
-            "it will rest on the prior",
-            InputWarning,
-            stacklevel=3,
-        )
 
 
 def _sha256(path: Path) -> str:

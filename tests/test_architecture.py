@@ -10,6 +10,7 @@ FLOORS = (
     {"errors"},
     {"signals", "noise", "correlation", "storage", "labels", "progress", "lanes"},
     {"priors", "scans", "maps", "kernel", "likelihood", "triangles", "decays"},
+    {"protocol"},
     {"modes", "least_squares", "simulate", "voxels", "stores", "relaxation"},
     {"spec"},
     {"model", "density"},
