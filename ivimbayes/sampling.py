@@ -172,6 +172,7 @@ def fit(
         ),
         "inputs": scan.attrs.get("inputs", "{}"),
         "source": scan.attrs.get("source", ""),
+        "real_valued": int(scan.attrs.get("real_valued", 0)),
         "seed": seed,
     }
     return tree

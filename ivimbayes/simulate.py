@@ -52,7 +52,7 @@ def draw_theta(
     voxels: int,
     rng: np.random.Generator,
     population: str = "normal",
-    nu: float = 4.0,
+    nu: float = 3.0,
 ) -> np.ndarray:
     """Draw theta (voxel, parameter) of voxels from a population."""
     P = len(mu)
@@ -72,7 +72,7 @@ def simulate(
     prior: TissuePrior | None = None,
     eta: float = 2.0,
     population: str = "normal",
-    nu: float = 4.0,
+    nu: float = 3.0,
     S0: float = 100.0,
     S0_spread: float = 0.1,
     noise: str = "gaussian",

@@ -46,7 +46,7 @@ class ModelSpec:
     signal: str = "biexponential"
     noise: str = "gaussian"
     population: str = "normal"
-    nu: float = 4.0
+    nu: float = 3.0
     eta: float = 2.0
     prior: TissuePrior = field(default_factory=lambda: tissue_prior("generic"))
 

@@ -22,7 +22,7 @@ from ivimbayes.convergence import (
     measure_chains,
 )
 from ivimbayes.priors import ThetaPrior, TissuePrior
-from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter
+from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter, Signal
 from ivimbayes.spec import ModelSpec
 
 HDI = 0.95
@@ -34,6 +34,7 @@ COLUMNS = (
 VERDICTS = ("converged", "doubtful", "failed")
 R_HAT_VOXEL = 1.05
 IDENTIFIED = 0.5
+GAUSSIAN_SNR = 5.0  # at the highest b; below it magnitudes need Rician noise
 MODE_WEIGHT, MODE_VALLEY, MODE_DRAWS = 0.05, 0.6, 4000
 
 
@@ -88,12 +89,15 @@ class Diagnosis:
         data took away: 1 is all from the data, 0 all from the prior.
     modes : tuple of Mode
         Two, where the posterior has two modes.
+    snr : float
+        Signal over noise of the region's median voxel at the highest b value.
     """
 
     verdict: str
     findings: tuple[Finding, ...]
     contraction: Mapping[str, float]
     modes: tuple[Mode, ...] = field(default=())
+    snr: float = float("nan")
 
 
 def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = None) -> pd.DataFrame:
@@ -191,7 +195,8 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         By region. ``failed``: R-hat above 1.05, fewer than 100 effective draws of a reported value, or more
         than 2 % divergent. ``doubtful``: R-hat of a reported value above 1.01, fewer than 400 effective draws
         (100 for the spread between voxels), R-hat of a single voxel above 1.05, more than 0.1 % divergent,
-        E-BFMI below 0.3, or two modes. What the data could not tell is a note and does not change the
+        E-BFMI below 0.3, or two modes. A signal at the highest b below 5 times the noise, which Gaussian
+        noise does not describe, is a note. What the data could not tell is a note and does not change the
         verdict.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
@@ -206,6 +211,7 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         prior = priors[roi].theta(spec.signal)
         contraction = _contraction(mine["mu"], prior)
         modes = find_modes(mine["mu"].values.reshape(-1, len(names)), spec.signal)
+        snr = _snr(posterior, constant, roi, SIGNALS[spec.signal])
         worst = 1.0
         if voxel_rhat is not None:
             of_roi = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
@@ -215,12 +221,13 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
             *_sampling(chains, worst, bool(modes)),
             *_energy(chains),
             *([] if modes else _identification(contraction, mine, prior, priors[roi].name)),
+            *_noise(snr, spec.noise, bool(tree.attrs.get("real_valued"))),
             *_data(constant, roi),
         ]
         findings.sort(key=lambda finding: ("failed", "doubtful", "note").index(finding.level))
         levels = {finding.level for finding in findings}
         verdict = "failed" if "failed" in levels else "doubtful" if "doubtful" in levels else "converged"
-        result[roi] = Diagnosis(verdict, tuple(findings), contraction, modes)
+        result[roi] = Diagnosis(verdict, tuple(findings), contraction, modes, snr)
     return result
 
 
@@ -302,6 +309,28 @@ def _identification(
             )
             findings.append(Finding("note", what, "report it with its interval, not as a measurement"))
     return findings
+
+
+def _snr(posterior: xr.Dataset, constant: xr.Dataset, roi: str, signal: Signal) -> float:
+    """Signal of the median voxel at the highest b over the noise of a measurement there."""
+    mine = constant["voxel_roi"].values == roi
+    b = constant["b"].values
+    averages = float(np.median(constant["averages"].values[mine][:, b == b.max()]))
+    region = posterior.drop_dims("voxel").sel(roi=roi).median(("chain", "draw"))
+    curve = signal.curve(b.max(), *(float(region[f"{p}_roi"]) for p in signal.parameters))
+    S0 = float(posterior["S0"].isel(voxel=mine).median())
+    return float(S0 * curve / (float(region["sigma"]) / np.sqrt(averages)))
+
+
+def _noise(snr: float, noise: str, real_valued: bool) -> list[Finding]:
+    """Say where magnitudes are no longer normal about their mean (Gudbjartsson and Patz 1995)."""
+    if noise != "gaussian" or real_valued or not snr < GAUSSIAN_SNR:
+        return []
+    what = (
+        f"the signal at the highest b is {snr:.1f} times the noise: below {GAUSSIAN_SNR:g} magnitudes are "
+        "not Gaussian, and D comes out too low"
+    )
+    return [Finding("note", what, "fit again with --noise rician")]
 
 
 def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
