@@ -87,8 +87,8 @@ def _check_validity(highest: float, signal: str, prior: TissuePrior, where: str)
     if highest > limit:
         raise InputError(
             f"{where}: the highest b, {highest:g} s/mm2, is beyond 3 / (D K) = {limit:.0f} s/mm2, up to "
-            f"which a kurtosis is valid at the median of the prior of {prior.name}; leave out higher b values "
-            f"(--b-max {10 * int(limit / 10)}), or choose another --signal"
+            f"which a kurtosis is valid at the median of the prior of {prior.name}; leave out higher b "
+            f"values (--b-max {10 * int(limit / 10)}), or choose another --signal"
         )
 
 

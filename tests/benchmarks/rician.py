@@ -43,7 +43,7 @@ def study(D: float, snr: float, noise: str, regions: int) -> tuple[float, float]
     found = tree["posterior"]["D_roi"]
     ends = az.hdi(found, prob=0.95).values
     bias = float(found.mean(("chain", "draw")).mean() - D)
-    return bias, float(np.mean((ends[:, 0] <= D) & (D <= ends[:, 1])))
+    return bias, float(np.mean((ends[:, 0] <= D) & (ends[:, 1] >= D)))
 
 
 def main() -> None:
