@@ -8,6 +8,7 @@ from .model import build_model as build_model
 from .noise import NOISES as NOISES
 from .plots import plot_decay as plot_decay
 from .plots import plot_regions as plot_regions
+from .prior_check import prior_check as prior_check
 from .priors import TISSUES as TISSUES
 from .priors import TissuePrior as TissuePrior
 from .priors import read_priors as read_priors

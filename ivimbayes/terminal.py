@@ -19,7 +19,8 @@ def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(
-            column, justify="left" if column in ("region", "", "verdict", "source", "unit") else "right"
+            column,
+            justify="left" if column in ("region", "", "verdict", "source", "unit") else "right",
         )
     return table
 
@@ -49,6 +50,33 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
         )
         for finding in diagnosis.findings:
             console.print(f"  {finding.level}: {finding}", soft_wrap=True)
+
+
+def print_check(checked: xr.Dataset, verdicts: Mapping[str, str]) -> None:
+    """Print the signals of each region beside those that its prior expects."""
+    console = Console(markup=False, highlight=False)
+    for roi, verdict in verdicts.items():
+        mine = checked.sel(roi=roi)
+        title = f"{roi} ({int(mine['voxels'])} voxels, prior of {mine['tissue'].item()})"
+        for name, unit in zip(mine["parameter"].values.tolist(), mine["unit"].values.tolist(), strict=True):
+            p = PARAMETERS[name]
+            low, median, high = (
+                p.display_scale * mine["parameter_prior"].sel(parameter=name).values
+            ).tolist()
+            unit = "" if unit == "1" else f" x {p.display_unit}"
+            title += f"\n  {p.label:2} {_number(median)} (95 %: {_number(low)} to {_number(high)}){unit}"
+        console.print(title, soft_wrap=True)
+        shown = _table("b", "measured", "prior", "95 %", "inside")
+        for i in range(1, checked.sizes["b"]):
+            at = mine.isel(b=i)
+            low, median, high = at["prior"].values.tolist()
+            shown.add_row(
+                f"{float(at['b']):g}", f"{float(at['measured']):.3f}", f"{median:.3f}",
+                f"{low:.3f} to {high:.3f}", "yes" if bool(at["inside"]) else "no",
+            )  # fmt: skip
+        console.print(shown)
+        console.print(f"{roi}: {verdict}\n", soft_wrap=True)
+    console.print(f"signals relative to b = {float(checked['b'][0]):g}; nothing was fitted")
 
 
 def print_truth(table: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ FLOORS = (
     {"priors", "scans", "maps", "kernel", "likelihood", "triangles", "decays"},
     {"modes", "least_squares", "simulate", "voxels", "stores", "relaxation"},
     {"spec"},
-    {"model", "density"},
+    {"model", "density", "prior_check"},
     {"collect", "convergence"},
     {"sampling"},
     {"summary"},
