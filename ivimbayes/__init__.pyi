@@ -18,6 +18,7 @@ from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
+from .sensitivity import prior_sensitivity as prior_sensitivity
 from .signals import SIGNALS as SIGNALS
 from .signals import predict as predict
 from .simulate import phantom as phantom

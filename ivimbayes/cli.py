@@ -399,6 +399,9 @@ def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> Non
 @app.command()
 def summary(
     folder: Annotated[Path, typer.Argument(help="A folder that ivimbayes fit wrote.", show_default=False)],
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Print how far prior and data each move the values.")
+    ] = False,
 ) -> None:
     """Print the table and the verdicts of a fit."""
     from ivimbayes.storage import read_tree
@@ -408,6 +411,11 @@ def summary(
     tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
     diagnoses = diagnose(tree)
     print_fit(summarize(tree, diagnoses), diagnoses, tree)
+    if sensitivity:
+        from ivimbayes.sensitivity import prior_sensitivity
+        from ivimbayes.terminal import print_sensitivity
+
+        print_sensitivity(prior_sensitivity(tree))
 
 
 @app.command()

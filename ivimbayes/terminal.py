@@ -20,7 +20,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         table.add_column(
             column,
-            justify="left" if column in ("region", "", "verdict", "source", "unit") else "right",
+            justify="left" if column in ("region", "", "verdict", "source", "unit", "diagnosis") else "right",
         )
     return table
 
@@ -50,6 +50,32 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
         )
         for finding in diagnosis.findings:
             console.print(f"  {finding.level}: {finding}", soft_wrap=True)
+
+
+def print_sensitivity(table: pd.DataFrame) -> None:
+    """Print how sensitive each region's values are to prior and likelihood."""
+    console = Console(markup=False, highlight=False)
+    component = table.attrs.get("component", "all")
+    scaled = "prior" if component == "all" else f"prior of {component}"
+    shown = _table("region", "", scaled, "likelihood", "contraction", "diagnosis")
+    for roi, rows in table.groupby("roi", sort=False):
+        for i, row in enumerate(rows.to_dict("records")):
+            numbers = (row[c] for c in ("prior", "likelihood", "contraction"))
+            shown.add_row(
+                str(roi) if i == 0 else "", PARAMETERS[row["parameter"]].label,
+                *("n/a" if pd.isna(n) else f"{n:.3f}" for n in numbers), row["diagnosis"],
+            )  # fmt: skip
+    console.print()
+    console.print(shown)
+    flagged = int((table["diagnosis"] != "").sum())
+    console.print(f"{flagged} of {len(table)} values are sensitive to their prior (0.05 or more)")
+    for roi, kurtosis in table.attrs.get("kurtosis", {}).items():
+        if table.loc[table["roi"] == roi, "likelihood"].isna().any():
+            console.print(
+                f"{roi}: the posterior has two modes or long tails "
+                f"(fourth moment {kurtosis:.1f} of a normal): the sensitivity to its likelihood is not known",
+                soft_wrap=True,
+            )
 
 
 def print_check(checked: xr.Dataset, verdicts: Mapping[str, str]) -> None:
