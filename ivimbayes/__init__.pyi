@@ -8,6 +8,7 @@ from .model import build_model as build_model
 from .noise import NOISES as NOISES
 from .plots import plot_decay as plot_decay
 from .plots import plot_regions as plot_regions
+from .prior_check import prior_check as prior_check
 from .priors import TISSUES as TISSUES
 from .priors import TissuePrior as TissuePrior
 from .priors import read_priors as read_priors
@@ -18,6 +19,7 @@ from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
+from .sensitivity import prior_sensitivity as prior_sensitivity
 from .signals import SIGNALS as SIGNALS
 from .signals import predict as predict
 from .simulate import phantom as phantom

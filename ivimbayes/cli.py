@@ -69,6 +69,30 @@ Averages = Annotated[
 RealValued = Annotated[
     bool, typer.Option("--real-valued", help="Real parts, not magnitudes: signals may be negative.")
 ]
+Region = Annotated[list[str] | None, typer.Option("--region", help="Take this region only; may be repeated.")]
+Tissue = Annotated[
+    list[str] | None,
+    typer.Option("--tissue", help="Prior of a region, REGION=TISSUE, or TISSUE for all; may be repeated."),
+]
+Priors = Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")]
+BMin = Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")]
+BMax = Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")]
+Downsample = Annotated[
+    str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
+]
+Level = Annotated[str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")]
+Signal = Annotated[
+    str,
+    typer.Option(
+        "--signal",
+        help="Signal model: monoexponential, kurtosis, simplified, biexponential, "
+        "biexponential_kurtosis, triexponential.",
+    ),
+]
+Noise = Annotated[str, typer.Option("--noise", help="Noise of the signals: gaussian, rician, student_t.")]
+Population = Annotated[
+    str, typer.Option("--population", help="Voxels around their region: normal, student_t.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
@@ -80,41 +104,19 @@ def fit_command(
     bval: Bval = None,
     mask: Mask = None,
     names: Names = None,
-    region: Annotated[
-        list[str] | None, typer.Option("--region", help="Fit this region only; may be repeated.")
-    ] = None,
-    tissue: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tissue", help="Prior of a region, REGION=TISSUE, or TISSUE for all; may be repeated."
-        ),
-    ] = None,
-    priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
+    region: Region = None,
+    tissue: Tissue = None,
+    priors: Priors = None,
     averages: Averages = None,
-    b_min: Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")] = None,
-    b_max: Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")] = None,
+    b_min: BMin = None,
+    b_max: BMax = None,
     real_valued: RealValued = False,
     voxels_per_roi: VoxelsPerRoi = 200,
-    downsample: Annotated[
-        str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
-    ] = "1",
-    level: Annotated[
-        str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")
-    ] = "voxel",
-    signal: Annotated[
-        str,
-        typer.Option(
-            "--signal",
-            help="Signal model: monoexponential, kurtosis, simplified, biexponential, "
-            "biexponential_kurtosis, triexponential.",
-        ),
-    ] = "biexponential",
-    noise: Annotated[
-        str, typer.Option("--noise", help="Noise of the signals: gaussian, rician, student_t.")
-    ] = "gaussian",
-    population: Annotated[
-        str, typer.Option("--population", help="Voxels around their region: normal, student_t.")
-    ] = "normal",
+    downsample: Downsample = "1",
+    level: Level = "voxel",
+    signal: Signal = "biexponential",
+    noise: Noise = "gaussian",
+    population: Population = "normal",
     draws: Draws = 1000,
     tune: Tune = 500,
     chains: Chains = 4,
@@ -154,6 +156,62 @@ def fit_command(
         made = _map_regions(scan, tree, folder, seed, cores, quiet) if maps else None
         verdicts = _write(tree, folder, made)
     _finish(out, verdicts)
+
+
+@app.command("prior")
+def prior_command(
+    dwi: Annotated[Path, typer.Argument(help="4-D diffusion-weighted NIfTI image.", show_default=False)],
+    rois: Rois = None,
+    bval: Bval = None,
+    mask: Mask = None,
+    names: Names = None,
+    region: Region = None,
+    tissue: Tissue = None,
+    priors: Priors = None,
+    averages: Averages = None,
+    b_min: BMin = None,
+    b_max: BMax = None,
+    real_valued: RealValued = False,
+    voxels_per_roi: VoxelsPerRoi = 200,
+    downsample: Downsample = "1",
+    level: Level = "voxel",
+    signal: Signal = "biexponential",
+    noise: Noise = "gaussian",
+    population: Population = "normal",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table to this file (TSV).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Before a fit: print the signals of each region beside those that its prior expects.
+
+    It takes the options of fit. Exit status 0: checked, also where signals lie outside. 2: bad input.
+    """
+    from ivimbayes.prior_check import prior_check, tabulate_check, verdicts
+    from ivimbayes.scans import read_scan
+    from ivimbayes.spec import ModelSpec
+    from ivimbayes.storage import replacing
+    from ivimbayes.terminal import print_check
+
+    _check_file(out, overwrite)
+    if rois is None and mask is None:
+        raise InputError(f"{dwi}: no regions given; name a label image with --rois or a mask with --mask")
+    spec = ModelSpec(signal=signal, noise=noise, population=population)
+    size = _whole_numbers(downsample, "--downsample")
+    scan = read_scan(
+        dwi, bval, mask, rois, names=_names(names), regions=region or None,
+        averages=_numbers(averages, "--averages"), b_min=b_min, b_max=b_max,
+        real_valued=real_valued,
+    )  # fmt: skip
+    checked = prior_check(
+        scan, spec, tissue=_tissues(tissue), priors=priors, voxels_per_roi=voxels_per_roi or None,
+        downsample=size, level=level, seed=seed,
+    )  # fmt: skip
+    if out is not None:
+        with replacing(out) as path:
+            tabulate_check(checked).to_csv(path, sep="\t", index=False, float_format="%.6g")
+    print_check(checked, verdicts(checked))
+    if out is not None:
+        typer.echo(f"written to {out}")
 
 
 @app.command()
@@ -284,8 +342,8 @@ def ls_command(
     bval: Bval = None,
     names: Names = None,
     averages: Averages = None,
-    b_min: Annotated[float | None, typer.Option("--b-min", help="Leave out lower b values (s/mm2).")] = None,
-    b_max: Annotated[float | None, typer.Option("--b-max", help="Leave out higher b values (s/mm2).")] = None,
+    b_min: BMin = None,
+    b_max: BMax = None,
     real_valued: RealValued = False,
     cores: Annotated[int | None, typer.Option("--cores", help="Threads.  [default: all cores]")] = None,
     overwrite: Overwrite = False,
@@ -341,6 +399,9 @@ def _write_maps(made: "xr.Dataset", store: Path, folder: Path, form: str) -> Non
 @app.command()
 def summary(
     folder: Annotated[Path, typer.Argument(help="A folder that ivimbayes fit wrote.", show_default=False)],
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Print how far prior and data each move the values.")
+    ] = False,
 ) -> None:
     """Print the table and the verdicts of a fit."""
     from ivimbayes.storage import read_tree
@@ -350,6 +411,11 @@ def summary(
     tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
     diagnoses = diagnose(tree)
     print_fit(summarize(tree, diagnoses), diagnoses, tree)
+    if sensitivity:
+        from ivimbayes.sensitivity import prior_sensitivity
+        from ivimbayes.terminal import print_sensitivity
+
+        print_sensitivity(prior_sensitivity(tree))
 
 
 @app.command()
@@ -392,10 +458,7 @@ def volume(
     from ivimbayes.storage import read_tree, replacing
     from ivimbayes.terminal import print_volume
 
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"{out}: exists; name another file with --out, or replace it with --overwrite")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; name a file in one with --out")
+    _check_file(out, overwrite)
     tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
     corrected = correct_fraction(
         tree, TE=te, TR=tr, field=field, tissue=_tissues(tissue), seed=seed,
@@ -413,13 +476,21 @@ def volume(
 
 @app.command()
 def tissues(
-    priors: Annotated[Path | None, typer.Option("--priors", help="A priors file of your own (TOML).")] = None,
+    priors: Priors = None,
 ) -> None:
     """List the tissues, their priors and where the numbers come from."""
     from ivimbayes.priors import read_priors
     from ivimbayes.terminal import print_tissues
 
     print_tissues(read_priors(priors))
+
+
+def _check_file(out: Path | None, overwrite: bool) -> None:
+    """Refuse a file that exists, or has no folder to be in."""
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"{out}: exists; name another file with --out, or replace it with --overwrite")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; name a file in one with --out")
 
 
 class _OutFolder:

@@ -11,7 +11,7 @@ from ivimbayes.density import noise_constant, split_draws
 from ivimbayes.noise import NOISES
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE, ModelSpec
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, sigma_scale
 from ivimbayes.storage import shorten
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
@@ -134,7 +134,7 @@ def _prior(
     drawn = draw_region_prior(spec.prior, PRIOR_DRAWS, rng, spec.eta, spec.signal)
     P = drawn["mu"].shape[1]
     averages = voxels["averages"].values
-    sigma = np.abs(SIGMA_SCALE * np.sqrt(np.median(averages)) * rng.standard_normal(PRIOR_DRAWS))
+    sigma = np.abs(sigma_scale(averages) * rng.standard_normal(PRIOR_DRAWS))
     S0_roi = S0_MEAN + (S0_MEAN_SD * rng.standard_normal(PRIOR_DRAWS) if pooled else np.zeros(PRIOR_DRAWS))
     S0_sd = S0_MEAN_SD * (np.abs(rng.standard_normal(PRIOR_DRAWS)) if pooled else np.ones(PRIOR_DRAWS))
     if not pooled:

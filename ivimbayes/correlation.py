@@ -46,6 +46,14 @@ def correlations(partial: np.ndarray, parameters: int) -> np.ndarray:
     return np.stack(found, axis=-1) if found else np.zeros((*partial.shape[:-1], 0))
 
 
+def partial_correlations(correlation: np.ndarray, parameters: int) -> np.ndarray:
+    """Inverse of `correlations`: partial correlations (..., pair) from correlations (..., pair)."""
+    L = np.linalg.cholesky(covariance(np.ones((*correlation.shape[:-1], parameters)), correlation))
+    rest = [np.sqrt(1 - (L[..., j, :i] ** 2).sum(axis=-1)) for i, j in pairs(parameters)]
+    found = [L[..., j, i] / length for (i, j), length in zip(pairs(parameters), rest, strict=True)]
+    return np.stack(found, axis=-1) if found else np.zeros((*correlation.shape[:-1], 0))
+
+
 def draw_correlation(eta: float, size: int, rng: np.random.Generator, parameters: int = 3) -> np.ndarray:
     """Draw correlations (size, pair) of LKJ(eta) matrices."""
     drawn = [2 * rng.beta(shape, shape, size) - 1 for shape in beta_shapes(eta, parameters)]

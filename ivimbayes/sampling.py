@@ -23,11 +23,11 @@ from ivimbayes.convergence import measure_chains
 from ivimbayes.density import callbacks, coordinates, pack_region
 from ivimbayes.errors import InputError
 from ivimbayes.modes import Population, population_mode
-from ivimbayes.priors import TissuePrior, assign_priors, read_priors
+from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol import check_protocol
 from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
 from ivimbayes.storage import read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
@@ -148,10 +148,7 @@ def fit(
     if cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
     chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
-    table = priors if isinstance(priors, Mapping) else read_priors(priors)
-    assigned = assign_priors(list(chosen), tissue, table)
-    if spec.prior != ModelSpec().prior and "*" not in (tissue or {}):
-        assigned = {name: p if name in (tissue or {}) else spec.prior for name, p in assigned.items()}
+    assigned = region_priors(list(chosen), spec, tissue, priors)
     for prior in {prior.name: prior for prior in assigned.values()}.values():
         check_protocol(scan, spec.signal, prior, warn=False)
     if spec.noise == "rician" and scan.attrs.get("real_valued"):
@@ -186,7 +183,7 @@ def _prepare(
     for name, voxels in chosen.items():
         bars.stage(name, "starting points")
         mine = spec.with_prior(priors[name])
-        scale = float(np.median(voxels["signal"].values.max(axis=1)))
+        scale = signal_scale(voxels["signal"].values)
         starts = _starts(voxels, mine, scale)
         block = pack_region(model_data(voxels, mine, starts[0], scale), mine, voxels.attrs["level"])
         tasks.append(RegionTask(name, voxels, mine, scale, starts, block))

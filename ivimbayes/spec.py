@@ -1,7 +1,9 @@
 """What is fitted to a region: the specification of the model, and its data as arrays."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -9,7 +11,7 @@ import xarray as xr
 from ivimbayes.errors import InputError
 from ivimbayes.modes import Population
 from ivimbayes.noise import NOISES
-from ivimbayes.priors import TissuePrior, tissue_prior
+from ivimbayes.priors import TissuePrior, assign_priors, read_priors, tissue_prior
 from ivimbayes.signals import SIGNALS
 
 POPULATIONS = ("normal", "student_t")
@@ -81,6 +83,47 @@ class ModelSpec:
         return cls(**{**plain, "prior": TissuePrior.from_dict(plain["prior"])})
 
 
+def signal_scale(signal: np.ndarray) -> float:
+    """Give what a region's signals (voxel, measurement) are divided by: the median of their largest."""
+    return float(np.median(signal.max(axis=1)))
+
+
+def sigma_scale(averages: np.ndarray) -> float:
+    """Scale of the half-normal prior of sigma, of scaled signals with these averages (voxel, measurement)."""
+    return float(SIGMA_SCALE * np.sqrt(np.median(averages)))
+
+
+def region_priors(
+    regions: list[str],
+    spec: ModelSpec,
+    tissue: Mapping[str, str] | None = None,
+    priors: Mapping[str, TissuePrior] | str | Path | None = None,
+) -> dict[str, TissuePrior]:
+    """Prior of each region: that of the tissue named for it, of the spec, or of the tissue in its name.
+
+    Parameters
+    ----------
+    regions : list of str
+        Names of the regions.
+    spec : ModelSpec
+        Its prior, when it is not the generic one, is used for every region that `tissue` does not name.
+    tissue : mapping of str to str, optional
+        Tissue by region name, ``"*"`` for all others.
+    priors : mapping or path, optional
+        Tissues to choose from, or a file of them; the package's own when not given.
+
+    Raises
+    ------
+    InputError
+        If a region or a tissue is unknown, or the file cannot be used.
+    """
+    named = tissue or {}
+    assigned = assign_priors(regions, tissue, priors if isinstance(priors, Mapping) else read_priors(priors))
+    if spec.prior != ModelSpec().prior and "*" not in named:
+        assigned = {name: prior if name in named else spec.prior for name, prior in assigned.items()}
+    return assigned
+
+
 def model_data(
     voxels: xr.Dataset, spec: ModelSpec, population: Population, scale: float
 ) -> dict[str, np.ndarray]:
@@ -107,5 +150,5 @@ def model_data(
         "centre": prior.centre,
         "width": prior.width,
         "spread": prior.spread,
-        "sigma_scale": np.array(SIGMA_SCALE * np.sqrt(np.median(averages))),
+        "sigma_scale": np.array(sigma_scale(averages)),
     }

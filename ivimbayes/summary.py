@@ -209,7 +209,7 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         mine = posterior.drop_dims("voxel").sel(roi=roi)
         chains = measure_chains(mine, constant.sel(roi=roi))
         prior = priors[roi].theta(spec.signal)
-        contraction = _contraction(mine["mu"], prior)
+        contraction = contraction_of(mine["mu"], prior)
         modes = find_modes(mine["mu"].values.reshape(-1, len(names)), spec.signal)
         snr = _snr(posterior, constant, roi, SIGNALS[spec.signal])
         worst = 1.0
@@ -286,7 +286,8 @@ def _energy(chains: Chains) -> list[Finding]:
     return findings
 
 
-def _contraction(mu: xr.DataArray, prior: ThetaPrior) -> dict[str, float]:
+def contraction_of(mu: xr.DataArray, prior: ThetaPrior) -> dict[str, float]:
+    """Share of the prior variance of each parameter's theta that the data took away, from draws of mu."""
     sd = mu.std(("chain", "draw")).values
     names = [str(name) for name in mu["parameter"].values]
     return {name: float(1 - (s / w) ** 2) for name, s, w in zip(names, sd, prior.width, strict=True)}

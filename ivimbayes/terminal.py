@@ -19,7 +19,8 @@ def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(
-            column, justify="left" if column in ("region", "", "verdict", "source", "unit") else "right"
+            column,
+            justify="left" if column in ("region", "", "verdict", "source", "unit", "diagnosis") else "right",
         )
     return table
 
@@ -49,6 +50,59 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
         )
         for finding in diagnosis.findings:
             console.print(f"  {finding.level}: {finding}", soft_wrap=True)
+
+
+def print_sensitivity(table: pd.DataFrame) -> None:
+    """Print how sensitive each region's values are to prior and likelihood."""
+    console = Console(markup=False, highlight=False)
+    component = table.attrs.get("component", "all")
+    scaled = "prior" if component == "all" else f"prior of {component}"
+    shown = _table("region", "", scaled, "likelihood", "contraction", "diagnosis")
+    for roi, rows in table.groupby("roi", sort=False):
+        for i, row in enumerate(rows.to_dict("records")):
+            numbers = (row[c] for c in ("prior", "likelihood", "contraction"))
+            shown.add_row(
+                str(roi) if i == 0 else "", PARAMETERS[row["parameter"]].label,
+                *("n/a" if pd.isna(n) else f"{n:.3f}" for n in numbers), row["diagnosis"],
+            )  # fmt: skip
+    console.print()
+    console.print(shown)
+    flagged = int((table["diagnosis"] != "").sum())
+    console.print(f"{flagged} of {len(table)} values are sensitive to their prior (0.05 or more)")
+    for roi, kurtosis in table.attrs.get("kurtosis", {}).items():
+        if table.loc[table["roi"] == roi, "likelihood"].isna().any():
+            console.print(
+                f"{roi}: the posterior has two modes or long tails "
+                f"(fourth moment {kurtosis:.1f} of a normal): the sensitivity to its likelihood is not known",
+                soft_wrap=True,
+            )
+
+
+def print_check(checked: xr.Dataset, verdicts: Mapping[str, str]) -> None:
+    """Print the signals of each region beside those that its prior expects."""
+    console = Console(markup=False, highlight=False)
+    for roi, verdict in verdicts.items():
+        mine = checked.sel(roi=roi)
+        title = f"{roi} ({int(mine['voxels'])} voxels, prior of {mine['tissue'].item()})"
+        for name, unit in zip(mine["parameter"].values.tolist(), mine["unit"].values.tolist(), strict=True):
+            p = PARAMETERS[name]
+            low, median, high = (
+                p.display_scale * mine["parameter_prior"].sel(parameter=name).values
+            ).tolist()
+            unit = "" if unit == "1" else f" x {p.display_unit}"
+            title += f"\n  {p.label:2} {_number(median)} (95 %: {_number(low)} to {_number(high)}){unit}"
+        console.print(title, soft_wrap=True)
+        shown = _table("b", "measured", "prior", "95 %", "inside")
+        for i in range(1, checked.sizes["b"]):
+            at = mine.isel(b=i)
+            low, median, high = at["prior"].values.tolist()
+            shown.add_row(
+                f"{float(at['b']):g}", f"{float(at['measured']):.3f}", f"{median:.3f}",
+                f"{low:.3f} to {high:.3f}", "yes" if bool(at["inside"]) else "no",
+            )  # fmt: skip
+        console.print(shown)
+        console.print(f"{roi}: {verdict}\n", soft_wrap=True)
+    console.print(f"signals relative to b = {float(checked['b'][0]):g}; nothing was fitted")
 
 
 def print_truth(table: pd.DataFrame) -> None:

@@ -13,11 +13,11 @@ FLOORS = (
     {"protocol"},
     {"modes", "least_squares", "simulate", "voxels", "stores", "relaxation"},
     {"spec"},
-    {"model", "density"},
+    {"model", "density", "prior_check"},
     {"collect", "convergence"},
     {"sampling"},
     {"summary"},
-    {"plots", "terminal", "voxelwise"},
+    {"plots", "terminal", "voxelwise", "sensitivity"},
     {"cli"},
 )
 
