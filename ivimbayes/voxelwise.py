@@ -26,13 +26,9 @@ from ivimbayes.kernel import (
     FIELDS,
     K_HAT,
     SQUARE,
-    WIDTH,
-    Draws,
-    make_draws,
-    make_points,
-    make_protocol,
     voxel_posteriors,
 )
+from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol
 from ivimbayes.maps import MAPPED, NAMES, SPACE, STATUS, map_attrs
 from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import MapProgress
@@ -138,8 +134,9 @@ class Task:
     def digest(self) -> str:
         """Of everything in it."""
         digest = hashlib.sha256(" ".join(version(p) for p in ("numba", "numpy", "scipy")).encode())
-        for module in ("kernel", "lanes", "voxelwise"):
-            digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        folder = Path(__file__).parent
+        for path in (*sorted(folder.glob("kernel*.py")), folder / "lanes.py", Path(__file__)):
+            digest.update(path.read_bytes())
         for name in (
             "shape",
             "noise",
