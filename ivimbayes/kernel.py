@@ -17,7 +17,7 @@ from ivimbayes.kernel_data import BINS, CLASSES, TAPS, WIDTH, Work
 from ivimbayes.kernel_density import evaluate_lone
 from ivimbayes.kernel_modes import lone_mode
 from ivimbayes.kernel_passes import ENOUGH, ENOUGH_K, first_pass, log_determinant, robust_pass, spread
-from ivimbayes.kernel_summaries import REACH, describe, fill_kernel, resample
+from ivimbayes.kernel_summaries import describe, resample
 from ivimbayes.kernel_weights import moments, normalise
 from ivimbayes.lanes import jit, logarithms
 
@@ -89,14 +89,13 @@ def voxel_posteriors(
         np.empty(largest), np.empty(largest), np.empty(largest), np.empty((rows, WIDTH)),
         np.empty((rows, WIDTH)), np.empty((rows, WIDTH), np.int64), np.empty((M, WIDTH)), np.empty(WIDTH),
         np.empty(WIDTH),
-        np.empty((4, WIDTH)), np.empty((7, BINS + 2 * TAPS + 1)), np.empty(BINS + 1, np.int64),
+        np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 1)), np.empty(BINS + 1, np.int64),
         np.empty(WIDTH, np.int32), np.empty(CLASSES, np.int32), np.empty(largest + 1),
         np.empty(largest + 1),
     )  # fmt: skip
     theta, L, H, stretch = np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 2))
     ones = np.ones((4, 2))
     matrix, normaliser, lone_normaliser = np.empty((0, WIDTH)), np.empty(WIDTH), np.empty(WIDTH)
-    filled = 0.0
     for v in range(merged.shape[0]):
         row, signal, yy = out[v], merged[v], square[v]
         for i in range(COLUMNS):
@@ -133,10 +132,6 @@ def voxel_posteriors(
         for o in range(0, count, WIDTH):
             logarithms(work.value[2, o : o + WIDTH], work.square[o : o + WIDTH], work.bits[0])
         smoothing = bandwidth if passes == 1 else 0.6 * bandwidth
-        if smoothing != filled:
-            h2 = (smoothing * BINS / (2.0 * REACH)) ** 2
-            work.bins[6, 0] = fill_kernel(h2, h2, work.bins[4])
-            filled = smoothing
         for i in range(4):
             mean, variance = moments(count, work.w, total, work.value[i])
             extra = 0.0

@@ -42,7 +42,7 @@ def log_determinant(L, P):
 
 @jit
 def first_pass(count, theta, merged, raw, square, protocol, draws, points, L, H, stretch, work):
-    """Weighted draws around the mode. Returns as `finish_weights`; top is then of the evidence."""
+    """Weighted draws around the mode, which theta is set to. Returns as `finish_weights`; top of evidence."""
     P = 4 if protocol.rician == 1 else 3
     for i in range(3):
         theta[i] = draws.centre[i]
@@ -68,14 +68,21 @@ def first_pass(count, theta, merged, raw, square, protocol, draws, points, L, H,
 
 
 @jit
-def robust_pass(merged, raw, square, protocol, draws, points, work):
-    """Weighted draws from a mixture of all modes and the population, adapted while Pareto k is large."""
-    P, count = 4 if protocol.rician == 1 else 3, points.log_q.size
-    signal = raw if P == 4 else merged
-    modes, factors = np.empty((PROPOSALS, 4)), np.zeros((PROPOSALS, 4, 4))
-    ones = np.ones((4, 2))
-    share, H, theta, L = np.zeros(PROPOSALS), np.empty((4, 4)), np.empty(4), np.zeros((4, 4))
-    n, lowest = 0, np.inf
+def _is_known(theta, modes, n):
+    """Whether theta is one of the first n modes."""
+    for c in range(n):
+        away = 0.0
+        for i in range(3):
+            away = max(away, abs(theta[i] - modes[c, i]))
+        if away < 0.1:
+            return True
+    return False
+
+
+@jit
+def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share):
+    """Find the modes from seven starts; they and the population, last, make a mixture. Returns its parts."""
+    theta, L, H, n, lowest = np.empty(4), np.zeros((4, 4)), np.empty((4, 4)), 0, np.inf
     for start in range(7):
         for i in range(3):
             theta[i] = draws.centre[i]
@@ -85,15 +92,7 @@ def robust_pass(merged, raw, square, protocol, draws, points, work):
         objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L)
         if P == 4:
             objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L)
-        if not math.isfinite(objective) or n == PROPOSALS - 2:
-            continue
-        known = False
-        for c in range(n):
-            away = 0.0
-            for i in range(3):
-                away = max(away, abs(theta[i] - modes[c, i]))
-            known = known or away < 0.1
-        if known:
+        if not math.isfinite(objective) or n == PROPOSALS - 2 or _is_known(theta, modes, n):
             continue
         for i in range(P):
             modes[n, i] = theta[i]
@@ -111,60 +110,78 @@ def robust_pass(merged, raw, square, protocol, draws, points, work):
         share[c] *= 0.7 / total
     _population_factor(draws, P, modes[n], factors[n])
     share[n] = 0.3 if n > 0 else 1.0
-    n += 1
-    edge, reached = 0, 0.0
+    return n + 1
+
+
+@jit
+def _spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
+    """Draws of the n parts of a mixture, by their shares, at points first to first + count."""
+    edge, reached = first, 0.0
     for c in range(n):
         reached += share[c]
-        next_edge = count if c == n - 1 else int(round(reached * count))
-        spread(modes[c], factors[c], ones, points, P, edge, next_edge - edge, work.x)
+        next_edge = first + (count if c == n - 1 else int(round(reached * count)))
+        spread(modes[c], factors[c], ones, points, P, edge, next_edge - edge, x)
         edge = next_edge
-    density = work.square
+
+
+@jit
+def _narrow_proposals(count, total, narrow, P, centres, factor, work):
+    """Centres of narrow proposals, draws of the posterior so far, and their common factor; whether it is one.
+
+    The weights are cut where they are few.
+    """
+    limit, w, mean, cov = total / math.sqrt(count), work.rest, np.empty(4), np.zeros((4, 4))
+    for s in range(count):
+        w[s] = min(work.w[s], limit)
+    total, _ = total_and_squares(w[:count])
+    for i in range(P):
+        mean[i], _ = moments(count, w, total, work.x[i])
+    for i in range(P):
+        for j in range(i + 1):
+            each = 0.0
+            for s in range(count):
+                each += w[s] * (work.x[i, s] - mean[i]) * (work.x[j, s] - mean[j])
+            cov[i, j] = narrow * each / total
+            cov[j, i] = cov[i, j]
+        cov[i, i] += 1e-12
+    if not cholesky(np.linalg.inv(cov[:P, :P]), P, factor):
+        return False
+    s, passed = 0, w[0]
+    for c in range(KERNELS):
+        level = (c + 0.5) / KERNELS * total
+        while passed < level and s < count - 1:
+            s += 1
+            passed += w[s]
+        for i in range(P):
+            centres[c, i] = work.x[i, s]
+    return True
+
+
+@jit
+def robust_pass(merged, raw, square, protocol, draws, points, work):
+    """Weighted draws from a mixture of all modes and the population, adapted while Pareto k is large."""
+    P, count = 4 if protocol.rician == 1 else 3, points.log_q.size
+    signal, density = raw if P == 4 else merged, work.square
+    modes, factors = np.empty((PROPOSALS, 4)), np.zeros((PROPOSALS, 4, 4))
+    share, ones = np.zeros(PROPOSALS), np.ones((4, 2))
+    n = _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share)
+    _spread_parts(modes, factors, share, n, 0, count, P, points, ones, work.x)
     for s in range(count):
         density[s] = 0.0
     for c in range(n):
         _add_students(count, modes[c], factors[c], share[c], P, work.x, density, work)
     result = _weigh(count, signal, square, protocol, draws, density, work)
-    centres, factor, cov = np.empty((KERNELS, 4)), np.zeros((4, 4)), np.zeros((4, 4))
-    narrow = 0.25
+    centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
+    # a quarter of the draws stays with the first proposals, which reach as far as the posterior may
+    kept = max(count // 4 // WIDTH, 1) * WIDTH
+    fresh = count - kept
     for _ in range(ROUNDS):
-        top, total, effective, k = result
+        _, total, effective, k = result
         if not total > 0.0 or (k <= ENOUGH_K and effective > 0.25 * count):
             break
-        # narrow proposals around draws of the posterior so far, their weights cut where they are few
-        limit = total / math.sqrt(count)
-        w = work.rest
-        for s in range(count):
-            w[s] = min(work.w[s], limit)
-        total, _ = total_and_squares(w[:count])
-        for i in range(P):
-            theta[i], _ = moments(count, w, total, work.x[i])
-        for i in range(P):
-            for j in range(i + 1):
-                each = 0.0
-                for s in range(count):
-                    each += w[s] * (work.x[i, s] - theta[i]) * (work.x[j, s] - theta[j])
-                cov[i, j] = narrow * each / total
-                cov[j, i] = cov[i, j]
-            cov[i, i] += 1e-12
-        if not cholesky(np.linalg.inv(cov[:P, :P]), P, factor):
+        if not _narrow_proposals(count, total, narrow, P, centres, factor, work):
             break
-        s, passed = 0, w[0]
-        for c in range(KERNELS):
-            level = (c + 0.5) / KERNELS * total
-            while passed < level and s < count - 1:
-                s += 1
-                passed += w[s]
-            for i in range(P):
-                centres[c, i] = work.x[i, s]
-        # a quarter of the draws stays with the first proposals, which reach as far as the posterior may
-        kept = max(count // 4 // WIDTH, 1) * WIDTH
-        fresh = count - kept
-        edge, reached = fresh, 0.0
-        for c in range(n):
-            reached += share[c]
-            next_edge = count if c == n - 1 else fresh + int(round(reached * kept))
-            spread(modes[c], factors[c], ones, points, P, edge, next_edge - edge, work.x)
-            edge = next_edge
+        _spread_parts(modes, factors, share, n, fresh, kept, P, points, ones, work.x)
         for c in range(KERNELS):
             first, last = c * fresh // KERNELS, (c + 1) * fresh // KERNELS
             spread(centres[c], factor, ones, points, P, first, last - first, work.x)

@@ -32,7 +32,7 @@ def _crossing(cumulative, target, start):
 
 
 @jit
-def fill_kernel(smoothing, h2, kernel):
+def _fill_kernel(smoothing, h2, kernel):
     """Kernel of sixth order and variance `h2`, convolved with a normal one to `smoothing`, in bins."""
     taps = min(int(4.5 * math.sqrt(smoothing)) + 1, TAPS)
     for k in range(-taps, taps + 1):
@@ -43,21 +43,21 @@ def fill_kernel(smoothing, h2, kernel):
 
 
 @jit
-def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
-    """Median and shortest interval of a parameter from its smoothed density, into ``out[2:5]``.
+def _shared_kernel(bandwidth, bins):
+    """Kernel for a bandwidth in sd, in bins the same for all parameters; filled where it is another's."""
+    if bandwidth != bins[6, 1]:
+        h2 = (bandwidth * BINS / (2.0 * REACH)) ** 2
+        bins[6, 0] = _fill_kernel(h2, h2, bins[4])
+        bins[6, 1] = bandwidth
+    return bins[4], int(bins[6, 0])
 
-    Weighted draws ``t`` (logit, log or the value itself) are counted in bins, smoothed by a kernel of sixth
-    order, and of each draw's own normal variance `extra` where it stands for a distribution.
-    """
-    mean, variance = moments(count, w, total, t)
-    sd = math.sqrt(variance + extra)
-    if not (sd > 0.0 and math.isfinite(sd)):
-        return
-    low, width = mean - REACH * sd, 2.0 * REACH * sd / BINS
-    counts, smooth, cumulative, values = work.bins[0], work.bins[1], work.bins[2], work.bins[3]
+
+@jit
+def _count_bins(count, w, t, low, width, counts, lanes, place):
+    """Sum the weights in bins from `low` on, `TAPS` further on in ``counts``."""
+    inverse = 1.0 / width
     for i in range(counts.size):
         counts[i] = 0.0
-    inverse, place, lanes = 1.0 / width, work.place, work.sums[0]
     for o in range(0, count, WIDTH):
         for i in range(WIDTH):
             lanes[i] = min(max((t[o + i] - low) * inverse, 0.0), BINS - 1.0)
@@ -65,12 +65,11 @@ def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
             place[i] = np.int32(lanes[i])
         for i in range(WIDTH):
             counts[TAPS + place[i]] += w[o + i]
-    if extra > 0.0:
-        h2 = max((bandwidth * sd) ** 2 - extra, 0.0) / width**2
-        kernel = work.bins[5]
-        taps = fill_kernel(h2 + extra / width**2, h2, kernel)
-    else:  # the same for all, in bins; filled beforehand
-        kernel, taps = work.bins[4], int(work.bins[6, 0])
+
+
+@jit
+def _accumulate(kernel, taps, counts, smooth, cumulative):
+    """Smooth the bins by a kernel; fill the cumulative density at their edges."""
     for i in range(BINS):
         smooth[i] = 0.0
     k = -taps
@@ -93,19 +92,28 @@ def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
     scale = 1.0 / cumulative[BINS]
     for i in range(BINS + 1):
         cumulative[i] *= scale
-    out[2] = _back(low + width * _crossing(cumulative, 0.5, 0), kind)
+
+
+@jit
+def _fill_edges(low, width, kind, edges, values, bits):
+    """Fill the parameter's value at the edges of the bins."""
     sign = -1.0 if kind == 0 else 1.0
     for i in range(BINS + 1):
-        counts[i] = sign * (low + width * i)
+        edges[i] = sign * (low + width * i)
     if kind == 2:
         for i in range(BINS + 1):
-            values[i] = counts[i]
+            values[i] = edges[i]
     else:
-        exponentials(counts[: BINS + 1], values[: BINS + 1], work.long_bits)
+        exponentials(edges[: BINS + 1], values[: BINS + 1], bits)
     if kind == 0:
         for i in range(BINS + 1):
             values[i] = 1.0 / (1.0 + values[i])
-    sizes, tried, at, j = smooth, 0, 0, 0
+
+
+@jit
+def _shortest(interval, cumulative, values, sizes):
+    """Edge, fractional, at which the shortest interval of a probability begins."""
+    tried, at, j = 0, 0, 0
     for i in range(BINS):
         level = cumulative[i] + interval
         if level >= 1.0:
@@ -131,7 +139,32 @@ def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
         bend = (bend - squares * mean / n) / (fourths - squares * squares / n)
         if bend > 0.0:
             shift = min(max(-0.5 * slope / squares / bend, -1.0 * reach), 1.0 * reach)
-    edge = at + shift
+    return at + shift
+
+
+@jit
+def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
+    """Median and shortest interval of a parameter from its smoothed density, into ``out[2:5]``.
+
+    Weighted draws ``t`` (logit, log or the value itself) are counted in bins, smoothed by a kernel of sixth
+    order, and of each draw's own normal variance `extra` where it stands for a distribution.
+    """
+    mean, variance = moments(count, w, total, t)
+    sd = math.sqrt(variance + extra)
+    if not (sd > 0.0 and math.isfinite(sd)):
+        return
+    low, width = mean - REACH * sd, 2.0 * REACH * sd / BINS
+    counts, smooth, cumulative, values = work.bins[0], work.bins[1], work.bins[2], work.bins[3]
+    _count_bins(count, w, t, low, width, counts, work.sums[0], work.place)
+    if extra > 0.0:
+        h2, kernel = max((bandwidth * sd) ** 2 - extra, 0.0) / width**2, work.bins[5]
+        taps = _fill_kernel(h2 + extra / width**2, h2, kernel)
+    else:
+        kernel, taps = _shared_kernel(bandwidth, work.bins)
+    _accumulate(kernel, taps, counts, smooth, cumulative)
+    out[2] = _back(low + width * _crossing(cumulative, 0.5, 0), kind)
+    _fill_edges(low, width, kind, counts, values, work.long_bits)
+    edge = _shortest(interval, cumulative, values, smooth)
     i = int(math.floor(edge))
     level = cumulative[i] + (edge - i) * (cumulative[i + 1] - cumulative[i])
     out[3] = _back(low + width * edge, kind)

@@ -80,28 +80,27 @@ def _ranked(above, low, high, n, x, scratch):
 
 
 @jit
-def _pareto_k(count, w, work):
-    """Shape k of a generalised Pareto distribution of the largest weights (Vehtari et al. 2024).
-
-    The estimate of Zhang and Stephens (2009) with the weak prior of ten weights around one half. The largest
-    weight is 1.
-    """
-    M, tail, counts, rest = (
-        int(math.ceil(min(0.2 * count, 3.0 * math.sqrt(count)))),
-        work.tail,
-        work.counts,
-        work.rest,
-    )
+def _count_classes(count, w, counts, lanes, place):
+    """Count the weights, 1 at most, in classes of equal width."""
     for c in range(CLASSES):
         counts[c] = 0
-    lanes_of, place = work.sums[0], work.place
     for o in range(0, count, WIDTH):
         for i in range(WIDTH):
-            lanes_of[i] = min(w[o + i] * CLASSES, CLASSES - 1.0)
+            lanes[i] = min(w[o + i] * CLASSES, CLASSES - 1.0)
         for i in range(WIDTH):
-            place[i] = np.int32(lanes_of[i])
+            place[i] = np.int32(lanes[i])
         for i in range(WIDTH):
             counts[place[i]] += 1
+
+
+@jit
+def _fill_tail(count, w, M, work):
+    """Fill ``work.tail`` with the excess of the largest weights over the next, of rank M + 1.
+
+    Returns their number (M but for ties), that weight, and the first quartile of the excesses.
+    """
+    tail, counts, rest = work.tail, work.counts, work.rest
+    _count_classes(count, w, counts, work.sums[0], work.place)
     # classes that hold the rank of the cutoff and of the tail's first quartile
     quarter = M + 1 - int(M / 4 + 0.5)
     c, above, q, above_q = CLASSES, 0, CLASSES, 0
@@ -118,16 +117,20 @@ def _pareto_k(count, w, work):
     cutoff = _ranked(above - M - 1, low, top, n, tail, rest)
     top = 2.0 if q == CLASSES - 1 else (q + 1) / CLASSES
     quartile = max(_ranked(above_q - quarter, q / CLASSES, top, n, tail, rest) - cutoff, 1e-30)
-    if not 1.0 - cutoff > 1e-12:
-        return -np.inf
     size, n = n, 0
     for s in range(size):
         x = tail[s] - cutoff
         tail[n] = x
         n += 1 if x > 0.0 else 0
+    return n, cutoff, quartile
+
+
+@jit
+def _fit_tail(n, M, cutoff, quartile, tail, scratch, bits):
+    """Mean of theta over the grid of Zhang and Stephens, by its profile likelihood of the n excesses."""
+    theta, products, sums, logs = scratch[0], scratch[1], scratch[2], scratch[3]
     m = 30 + int(math.sqrt(M))
-    theta, products, sums, logs = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
-    lanes, bits = (m + 3) // 4 * 4, work.bits[0]
+    lanes = (m + 3) // 4 * 4
     for j in range(lanes):
         theta[j] = (1.0 - math.sqrt(m / (min(j, m - 1) + 0.5))) / (3.0 * quartile) + 1.0 / (1.0 - cutoff)
     for j in range(lanes):
@@ -158,12 +161,27 @@ def _pareto_k(count, w, work):
     for j in range(m):
         weight += products[j]
         centre += products[j] * theta[j]
-    centre /= weight
+    return centre / weight
+
+
+@jit
+def _pareto_k(count, w, work):
+    """Shape k of a generalised Pareto distribution of the largest weights (Vehtari et al. 2024).
+
+    The estimate of Zhang and Stephens (2009) with the weak prior of ten weights around one half. The largest
+    weight is 1.
+    """
+    M = int(math.ceil(min(0.2 * count, 3.0 * math.sqrt(count))))
+    n, cutoff, quartile = _fill_tail(count, w, M, work)
+    if not 1.0 - cutoff > 1e-12:
+        return -np.inf
+    theta = _fit_tail(n, M, cutoff, quartile, work.tail, work.sums, work.bits[0])
+    products, logs = work.sums[1], work.sums[3]
     for j in range(WIDTH):
         products[j] = 1.0
     for i in range(n):
-        products[i % WIDTH] *= 1.0 - centre * tail[i]
-    logarithms(products, logs, bits)
+        products[i % WIDTH] *= 1.0 - theta * work.tail[i]
+    logarithms(products, logs, work.bits[0])
     k = 0.0
     for j in range(WIDTH):
         k += logs[j]
