@@ -25,7 +25,10 @@ FLOORS = (
     {"collect", "convergence", "kernel"},
     {"sampling"},
     {"summary"},
-    {"plots", "terminal", "voxelwise"},
+    {"plots", "terminal", "populations"},
+    {"blocks"},
+    {"running"},
+    {"voxelwise"},
     {"cli"},
 )
 
