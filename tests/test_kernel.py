@@ -5,10 +5,12 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t, norm, rice
 
-from ivimbayes import kernel
+from ivimbayes import kernel, kernel_data
+from ivimbayes.blocks import BANDWIDTH
+from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
+from ivimbayes.kernel_weights import finish_weights
 from ivimbayes.lanes import logarithms
 from ivimbayes.signals import SIGNALS
-from ivimbayes.voxelwise import BANDWIDTH
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 AVERAGES = np.array((2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3.0))
@@ -45,15 +47,17 @@ def run(
         "mean": np.tile(MU, (2, 1)), "covariance": np.tile(COV, (2, 1, 1)), "sigma": np.full(2, SIGMA),
         "S0": np.full(2, S0), "S0_sd": np.full(2, S0_SD),
     }  # fmt: skip
-    protocol = kernel.make_protocol(B, AVERAGES, rician)
+    protocol = kernel_data.make_protocol(B, AVERAGES, rician)
     dims = 4 if rician else 3
     lanes = [
-        kernel.make_draws(
+        kernel_data.make_draws(
             **(population or fixed), averages=AVERAGES, count=n, nu=nu, rician=rician, seed=seed
         )
-        for n in (draws, kernel.WIDTH, 8 * draws)
+        for n in (draws, kernel_data.WIDTH, 8 * draws)
     ]
-    points = [kernel.make_points(d, n, seed) for d, n in ((dims, draws), (dims, 8 * draws), (dims - 2, 64))]
+    points = [
+        kernel_data.make_points(d, n, seed) for d, n in ((dims, draws), (dims, 8 * draws), (dims - 2, 64))
+    ]
     merged = np.zeros((len(signal), len(protocol.b)))
     np.add.at(merged.T, protocol.place.astype(int), (AVERAGES * signal).T)
     out, kept = np.empty((len(signal), kernel.COLUMNS)), np.empty((len(signal), 4, keep))
@@ -222,16 +226,16 @@ def test_pareto_k_is_that_of_arviz() -> None:
     @nb.njit
     def shapes(log_w, out, work):  # type: ignore[no-untyped-def]
         for i in range(len(log_w)):
-            _, _, _, out[i] = kernel._finish_weights(log_w.shape[1], log_w[i], work.w, work)
+            _, _, _, out[i] = finish_weights(log_w.shape[1], log_w[i], work.w, work)
 
     rng = np.random.default_rng(1)
     log_w = np.stack([shape * rng.exponential(size=1024) for shape in (0.1, 0.3, 0.6, 0.9, 1.3)])
-    found, n, W = np.empty(5), 1024, kernel.WIDTH
-    work = kernel.Work(
+    found, n, W = np.empty(5), 1024, kernel_data.WIDTH
+    work = kernel_data.Work(
         *(np.empty((4, n)) for _ in range(2)), *(np.empty(n) for _ in range(5)), np.empty((6, W)),
         np.empty((6, W)), np.empty((6, W), np.int64), np.empty((1, W)), np.empty(W), np.empty(W),
         np.empty((4, W)), np.empty((7, 4)), np.empty(4, np.int64), np.empty(W, np.int32),
-        np.empty(kernel.CLASSES, np.int32), np.empty(n + 1), np.empty(n + 1),
+        np.empty(kernel_data.CLASSES, np.int32), np.empty(n + 1), np.empty(n + 1),
     )  # fmt: skip
     shapes(log_w, found, work)
     expected = [float(array_stats.psislw(-row)[1]) for row in log_w]  # it takes log-likelihoods
@@ -252,8 +256,8 @@ def test_bessel_series() -> None:
     from scipy.special import i0e
 
     z = np.concatenate([[0], np.logspace(-6, 10, 4001)])
-    u = (z - kernel.BESSEL_CENTRE) / (z + kernel.BESSEL_CENTRE)
-    found = np.polynomial.polynomial.polyval(u, kernel.BESSEL) / np.sqrt(1 + 2 * np.pi * z)
+    u = (z - BESSEL_CENTRE) / (z + BESSEL_CENTRE)
+    found = np.polynomial.polynomial.polyval(u, BESSEL) / np.sqrt(1 + 2 * np.pi * z)
     np.testing.assert_allclose(found, i0e(z), rtol=2e-6)
 
 

@@ -18,11 +18,13 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from ivimbayes import InputWarning, ModelSpec, fit, phantom, posterior_maps, read_tree, write_maps
+from ivimbayes.blocks import Task, map_block
 from ivimbayes.cli import app
 from ivimbayes.maps import MAPPED, NAMES, STATUS
+from ivimbayes.populations import Population
 from ivimbayes.scans import write_scan
 from ivimbayes.signals import SIGNALS
-from ivimbayes.voxelwise import Population, Task, _make_task, map_block
+from ivimbayes.voxelwise import _make_task
 
 runner = CliRunner()
 
@@ -278,7 +280,7 @@ def test_an_ended_run_continues(
     maps: xr.Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import ivimbayes.voxelwise as module
+    import ivimbayes.running as module
 
     calls, real = [], module.map_block
 

@@ -1,0 +1,192 @@
+"""One block of a volume: the kernel on its voxels, label by label, and a status for each."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import chi2
+
+from ivimbayes.kernel import COLUMNS, EFFECTIVE, EVIDENCE, FIELDS, K_HAT, SQUARE, voxel_posteriors
+from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol
+from ivimbayes.maps import MAPPED, NAMES, STATUS
+from ivimbayes.populations import Population
+
+ROBUST_FACTOR, LONE_DRAWS = 8, 64
+FEW = 4 * WIDTH  # population draws over which a fitted voxel's posterior is averaged
+BANDWIDTH = 0.6
+MISFIT = 1e-6
+K_FAILED, K_DOUBTFUL, FEW_DRAWS = 1.0, 0.7, 100
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that the maps of a block depend on besides its signals and labels; can be pickled."""
+
+    b: np.ndarray
+    averages: np.ndarray
+    populations: Mapping[int, Population]
+    shape: tuple[int, ...]
+    noise: str
+    real_valued: bool
+    interval: float
+    keep_draws: int
+    perfusion_prior: float
+    draws: int
+    seed: int
+
+    @cached_property
+    def _lanes(self) -> dict[int, tuple[float, Draws, Draws, Draws]]:
+        return {}
+
+    def lanes(self, label: int) -> tuple[float, Draws, Draws, Draws]:
+        """Scale of a label's signals; its population in lanes for the first pass, few, for the second."""
+        if label not in self._lanes:
+            p = self.populations[label]
+            scale = float(np.median(p.S0))
+            first, few, second = (
+                make_draws(
+                    p.mean, p.covariance, p.sigma / scale, p.S0 / scale, p.S0_sd / scale, self.averages, n,
+                    nu=p.nu, rician=self.noise == "rician", seed=self.seed,
+                )
+                for n in (self.draws, FEW, ROBUST_FACTOR * self.draws)
+            )  # fmt: skip
+            self._lanes[label] = scale, first, few, second
+        return self._lanes[label]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything in it."""
+        digest = hashlib.sha256(" ".join(version(p) for p in ("numba", "numpy", "scipy")).encode())
+        folder = Path(__file__).parent
+        for pattern in ("lanes.py", "kernel*.py", "populations.py", "blocks.py"):
+            for path in sorted(folder.glob(pattern)):
+                digest.update(path.read_bytes())
+        for name in (
+            "shape",
+            "noise",
+            "real_valued",
+            "interval",
+            "keep_draws",
+            "perfusion_prior",
+            "draws",
+            "seed",
+        ):
+            digest.update(repr(getattr(self, name)).encode())
+        arrays = [self.b, self.averages]
+        for label, p in sorted(self.populations.items()):
+            digest.update(repr((label, p.names, p.nu, p.verdict)).encode())
+            arrays += [p.mean, p.covariance, p.sigma, p.S0, p.S0_sd, p.own, p.own_signal]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def map_block(
+    signal: np.ndarray, labels: np.ndarray, start: tuple[int, int, int], task: Task
+) -> dict[str, np.ndarray]:
+    """Map one block.
+
+    Parameters
+    ----------
+    signal : ndarray (x, y, z, measurement)
+    labels : ndarray (x, y, z)
+    start : tuple of int
+        Where the block begins in the volume.
+    task : Task
+
+    Returns
+    -------
+    dict of str to ndarray
+        Every map (x, y, z), and kept draws (draw, x, y, z).
+    """
+    shape, signal = labels.shape, np.asarray(signal, np.float32)
+    result = {name: np.full(shape, np.nan, np.float32) for name in NAMES if name != "status"}
+    result["status"] = np.full(shape, STATUS["outside"], np.uint8)
+    result |= {
+        name: np.full((task.keep_draws, *shape), np.nan, np.float32) for name in MAPPED if task.keep_draws
+    }
+    lowest = -np.inf if task.real_valued else 0.0
+    usable = (np.isfinite(signal) & (signal > lowest)).all(axis=-1)
+    result["status"][(labels != 0) & ~usable] = STATUS["bad_signal"]
+    for label in np.unique(labels[labels != 0]).tolist():
+        here = np.nonzero((labels == label) & usable)
+        if len(here[0]):
+            population = task.populations[label]
+            where = np.stack(here, axis=1) + np.array(start)
+            found = np.ascontiguousarray(signal[here], dtype=float)
+            out, kept = _voxels(found, where, label, task)
+            _fill(result, here, out, kept, population, task)
+    return result
+
+
+def _voxels(signal: np.ndarray, where: np.ndarray, label: int, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Run the kernel on voxels of one label: its columns and the kept draws, in signal units."""
+    population = task.populations[label]
+    rician = task.noise == "rician"
+    dims, count, seed = 4 if rician else 3, task.draws, task.seed
+    protocol = make_protocol(task.b, task.averages, rician)
+    scale, draws, few, many = task.lanes(label)
+    y = signal / scale
+    weighted = y * task.averages
+    merged = np.zeros((len(y), len(protocol.b)))
+    for measurement, place in enumerate(protocol.place.astype(int)):
+        merged[:, place] += weighted[:, measurement]
+    out = np.empty((len(y), COLUMNS))
+    kept = np.empty((len(y), 4, task.keep_draws))
+    voxel_posteriors(
+        merged, y, (weighted * y).sum(axis=1), np.ravel_multi_index(tuple(where.T), task.shape),
+        _own(signal, where, population), protocol, draws, few, many, make_points(dims, count, seed),
+        make_points(dims, ROBUST_FACTOR * count, seed), make_points(dims - 2, LONE_DRAWS, seed),
+        task.interval, BANDWIDTH, seed, out, kept,
+    )  # fmt: skip
+    out[:, 3 * FIELDS : 4 * FIELDS] *= scale
+    kept[:, 3] *= scale
+    return out, kept
+
+
+def _own(signal: np.ndarray, where: np.ndarray, population: Population) -> np.ndarray:
+    """Whether each voxel was among those fitted, at the same place with the same signals."""
+    mine = {tuple(place): i for i, place in enumerate(population.own.tolist())}
+    own = np.zeros(len(signal), bool)
+    if mine and population.own_signal.shape[1] == signal.shape[1]:
+        low, high = where.min(axis=0), where.max(axis=0)
+        if ((population.own >= low) & (population.own <= high)).all(axis=1).any():
+            for v, place in enumerate(where.tolist()):
+                i = mine.get(tuple(place))
+                own[v] = i is not None and np.allclose(population.own_signal[i], signal[v], rtol=1e-5)
+    return own
+
+
+def _fill(
+    result: dict[str, np.ndarray],
+    here: tuple[np.ndarray, ...],
+    out: np.ndarray,
+    kept: np.ndarray,
+    population: Population,
+    task: Task,
+) -> None:
+    """Put the kernel's columns into the maps, and judge them."""
+    k, effective = out[:, K_HAT], out[:, EFFECTIVE]
+    numbers = np.isfinite(out[:, : 4 * FIELDS]).all(axis=1)
+    failed = ~numbers | ~(k <= K_FAILED) | (population.verdict == "failed")
+    doubtful = ~(k <= K_DOUBTFUL) | (effective < FEW_DRAWS) | (population.verdict == "doubtful")
+    if task.noise == "gaussian":
+        doubtful |= out[:, SQUARE] > chi2.isf(MISFIT, len(task.b) - 1)
+    status = np.where(failed, STATUS["failed"], np.where(doubtful, STATUS["doubtful"], STATUS["ok"]))
+    result["status"][here] = status
+    good = ~failed
+    inside = tuple(axis[good] for axis in here)
+    for p, name in enumerate(MAPPED):
+        for s, summary in enumerate(("mean", "sd", "median", "hdi_low", "hdi_high")):
+            result[f"{name}_{summary}"][inside] = out[good, FIELDS * p + s]
+        result[f"{name}_contraction"][inside] = 1 - out[good, FIELDS * p + 1] ** 2 / population.variance[p]
+        if task.keep_draws:
+            result[name][:, inside[0], inside[1], inside[2]] = kept[good, p].T
+    result["pareto_k"][here] = np.where(np.isfinite(k) | (k < 0), np.maximum(k, -10), np.nan)
+    result["ess"][here] = effective
+    odds = out[good, EVIDENCE] + np.log(task.perfusion_prior / (1 - task.perfusion_prior))
+    result["p_perfusion"][inside] = 1 / (1 + np.exp(-np.clip(odds, -700, 700)))
