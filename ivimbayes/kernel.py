@@ -16,9 +16,17 @@ from ivimbayes.kernel_averages import log_means, mean_weights, over_draws
 from ivimbayes.kernel_data import BINS, CLASSES, TAPS, WIDTH, Work
 from ivimbayes.kernel_density import evaluate_lone
 from ivimbayes.kernel_modes import lone_mode
-from ivimbayes.kernel_passes import ENOUGH, ENOUGH_K, first_pass, log_determinant, robust_pass, spread
+from ivimbayes.kernel_passes import (
+    ENOUGH,
+    ENOUGH_K,
+    ENOUGH_TAIL,
+    first_pass,
+    log_determinant,
+    robust_pass,
+    spread,
+)
 from ivimbayes.kernel_summaries import describe, resample
-from ivimbayes.kernel_weights import moments, normalise
+from ivimbayes.kernel_weights import moments, normalise, spread_error
 from ivimbayes.lanes import jit, logarithms
 
 FIELDS = 5  # mean, sd, median, ends of the interval
@@ -109,7 +117,18 @@ def voxel_posteriors(
             before = k
             top, total, effective, k = mean_weights(N, True, yy, draws, few, matrix, normaliser, work)
             k = min(k, before)  # a population draw whose posterior few draws hit is no fault of the proposal
-        if not (k <= ENOUGH_K and effective >= ENOUGH * N):
+        good = k <= ENOUGH_K and effective >= ENOUGH * N
+        if good and not spread_error(N, work.w, total, work.value[2]) <= ENOUGH_TAIL:
+            passes, count, used = 2, more_points.log_q.size, many
+            top, total, effective, k = first_pass(
+                count, theta, signal, raw[v], yy, protocol, many, more_points, L, H, stretch, work
+            )
+            if fitted and total > 0.0:
+                matrix, before = _at_least(matrix, count), k
+                top, total, effective, k = mean_weights(count, True, yy, many, few, matrix, normaliser, work)
+                k = min(k, before)
+            good = k <= ENOUGH_K
+        if not good:
             passes, count, used = 2, more_points.log_q.size, many
             top, total, effective, k = robust_pass(signal, raw[v], yy, protocol, many, more_points, work)
             uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws

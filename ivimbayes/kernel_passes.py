@@ -13,6 +13,7 @@ from ivimbayes.lanes import jit, logarithms
 
 PROPOSALS, KERNELS, ROUNDS = 6, 64, 4  # of the second pass: at first, later, and how often
 ENOUGH, ENOUGH_K = 0.6, 0.6  # share of effective draws and Pareto k that spare a voxel the second pass
+ENOUGH_TAIL = 0.1  # relative error of the sd of D* that spares a voxel more draws
 
 
 @jit

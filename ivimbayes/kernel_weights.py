@@ -61,6 +61,24 @@ def moments(count, w, total, x):
     return shift + first, max(second / total - first * first, 0.0)
 
 
+@sum_jit
+def _fourth(w, x, mean, variance):
+    """Return the sum of w² ((x - mean)² - variance)²."""
+    total = 0.0
+    for i in range(w.size):
+        d = x[i] - mean
+        e = w[i] * (d * d - variance)
+        total += e * e
+    return total
+
+
+@jit
+def spread_error(count, w, total, x):
+    """Relative standard error of the weighted standard deviation, were the draws independent."""
+    mean, variance = moments(count, w, total, x)
+    return 0.5 * math.sqrt(_fourth(w[:count], x[:count], mean, variance)) / (total * variance)
+
+
 @jit
 def _ranked(above, low, high, n, x, scratch):
     """Find the number at a rank among those from low to below high: as many as `above` are not below it."""
