@@ -16,7 +16,7 @@ FLOORS = (
     {"collect", "convergence"},
     {"sampling"},
     {"summary"},
-    {"plots", "terminal", "voxelwise"},
+    {"plots", "terminal", "voxelwise", "compare"},
     {"cli"},
 )
 
