@@ -16,13 +16,14 @@ from ivimbayes import ModelSpec, cli, compare_models, fit, write_tree
 from ivimbayes.compare import (
     Candidate,
     Comparison,
+    Draws,
     describe,
     error_of,
     leave_one_out,
     plausible,
-    pointwise_log_likelihood,
     stacking_weights,
 )
+from ivimbayes.noise import gaussian_logp
 from ivimbayes.signals import SIGNALS
 from ivimbayes.storage import shorten
 
@@ -58,7 +59,7 @@ def candidate(signal: str, elpd: float, k: float = 0.3, se: float = 1.0, **more:
     return Candidate(label, label, spec, loo, more.get("verdict", "converged"))
 
 
-def conjugate(snr: float, voxels: int = 30) -> tuple[xr.DataTree, float]:
+def conjugate(snr: float, spread: float = 1e-6, voxels: int = 30) -> tuple[xr.DataTree, float]:
     """A tree whose D and sigma are known and S0 has a flat prior, and its exact leave-one-out elpd."""
     rng, b, D = np.random.default_rng(5), np.array([0.0, 0, 100, 200, 400, 800]), 1e-3
     g, sigma, averages = np.exp(-b * D), 100 / snr, np.array([1.0, 1, 2, 2, 4, 4])
@@ -72,7 +73,9 @@ def conjugate(snr: float, voxels: int = 30) -> tuple[xr.DataTree, float]:
     coords = {"chain": range(4), "draw": range(500), "roi": ["liver"], "voxel_roi": roi}
     posterior = xr.Dataset(
         {
-            "D": ((*sample, "voxel"), np.full_like(S0, D)),
+            "D": ((*sample, "voxel"), D * (1 + spread * rng.standard_normal(S0.shape))),
+            "S0_roi": ((*sample, "roi"), np.full((4, 500, 1), 100.0)),
+            "S0_sd": ((*sample, "roi"), np.full((4, 500, 1), 1e6)),
             "S0": ((*sample, "voxel"), S0),
             "sigma": ((*sample, "roi"), np.full((4, 500, 1), sigma)),
         },
@@ -95,15 +98,16 @@ def test_pointwise_sums_to_the_density_of_the_fit(phantom_scan: Scan) -> None:
     stored = tree["log_likelihood"]["signal"]
     for roi in ("liver", "pancreas"):
         of_roi = stored["voxel_roi"].values == roi
-        found = pointwise_log_likelihood(tree, roi)
-        assert found.dims == ("chain", "draw", "voxel", "measurement")
+        found = Draws.of(tree, roi).log_likelihood()
+        assert found.shape == (2, 50, 6, 16)
+        np.testing.assert_array_equal(Draws.of(tree, roi).log_predictive(), found)
         # rounding: of what is stored (up to 0.01 of 80) and of the parameters
-        np.testing.assert_allclose(found.sum("measurement"), stored.values[..., of_roi], atol=0.05)
+        np.testing.assert_allclose(found.sum(-1), stored.values[..., of_roi], atol=0.05)
 
 
 def test_pointwise_by_hand(fits: dict[str, xr.DataTree]) -> None:
     tree = fits["ivim"]
-    found = pointwise_log_likelihood(tree, "kidney", voxels=slice(3, 5))
+    found = Draws.of(tree, "kidney", voxels=slice(3, 5)).log_likelihood()
     p = tree["posterior"].to_dataset()
     v = np.flatnonzero(p["voxel_roi"].values == "kidney")[4]
     c, d, k, b = 1, 77, 6, 110.0
@@ -118,16 +122,33 @@ def test_pointwise_by_hand(fits: dict[str, xr.DataTree]) -> None:
     assert float(found[c, d, 1, k]) == pytest.approx(expected, rel=1e-9)
 
 
+def test_predictive_is_a_ratio_of_densities(fits: dict[str, xr.DataTree]) -> None:
+    """p(y_k | others) = p(y) / p(others), both with S0 integrated out, as the sampler has them."""
+    draws = Draws.of(fits["ivim"], "kidney", 40, slice(0, 4))
+    found = draws.log_predictive()
+    sigma, mean, sd = (v[..., 0] for v in (draws.sigma, draws.S0_mean, draws.S0_sd))
+    whole = gaussian_logp(draws.signal, draws.curve, sigma, mean, sd, draws.averages)
+    for k in (0, 1, 7, 15):
+        rest = (np.delete(a, k, axis=-1) for a in (draws.signal, draws.curve, draws.averages))
+        y, g, n = rest
+        np.testing.assert_allclose(found[..., k], whole - gaussian_logp(y, g, sigma, mean, sd, n), rtol=1e-8)
+
+
 def test_draws_are_thinned(fits: dict[str, xr.DataTree]) -> None:
-    found = pointwise_log_likelihood(fits["ivim"], "liver", draws=100)
-    assert found.sizes["draw"] == 50
-    whole = pointwise_log_likelihood(fits["ivim"], "liver")
-    np.testing.assert_array_equal(found.isel(draw=-1), whole.isel(draw=-1))
+    found, whole = (Draws.of(fits["ivim"], "liver", draws) for draws in (100, 2000))
+    assert found.curve.shape == (2, 50, 20, 16)
+    np.testing.assert_array_equal(found.curve[:, -1], whole.curve[:, -1])
 
 
 def test_leave_one_out_is_that_of_arviz(fits: dict[str, xr.DataTree]) -> None:
-    density = pointwise_log_likelihood(fits["ivim"], "kidney")
-    groups = {"posterior": xr.Dataset(coords=density.coords), "log_likelihood": density.to_dataset()}
+    density = xr.DataArray(
+        Draws.of(fits["ivim"], "kidney").log_predictive(), dims=("chain", "draw", "voxel", "measurement")
+    )
+    density = density.assign_coords(chain=range(2), draw=range(200))
+    groups = {
+        "posterior": xr.Dataset(coords=density.coords),
+        "log_likelihood": density.to_dataset(name="signal"),
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
         expected = az.loo(xr.DataTree.from_dict(groups), pointwise=True, reff=0.8)
@@ -136,26 +157,36 @@ def test_leave_one_out_is_that_of_arviz(fits: dict[str, xr.DataTree]) -> None:
     np.testing.assert_allclose(found.elpd_i, expected.elpd_i, atol=0.05)
     np.testing.assert_allclose(found.pareto_k, expected.pareto_k, atol=0.4)
     assert found.elpd == pytest.approx(expected.elpd, abs=0.3)
-    assert found.p == pytest.approx(expected.p, abs=0.3)
 
 
 def test_leave_one_out_is_exact_where_it_can_be() -> None:
     tree, exact = conjugate(snr=30)
     found = leave_one_out(tree, "liver")
-    assert found.elpd == pytest.approx(exact, abs=1.0)
-    assert found.p == pytest.approx(30 * (1 - 0.0), rel=0.35)  # one S0 a voxel
+    assert found.elpd == pytest.approx(exact, abs=0.01)
+    assert found.p == pytest.approx(30, rel=0.35)  # one S0 a voxel
     assert found.pareto_k.shape == (30, 6)
     tree["posterior"]["sigma"] = 2 * tree["posterior"]["sigma"]
     assert abs(leave_one_out(tree, "liver").elpd - exact) > 20
 
 
-@pytest.mark.parametrize(("snr", "most"), [(30, 0.05), (300, 0.5)])
+@pytest.mark.parametrize(("snr", "most"), [(30, 0.01), (300, 0.02)])
 def test_stored_precision_is_enough(snr: float, most: float) -> None:
-    tree, _ = conjugate(snr)
+    tree, _ = conjugate(snr, spread=1 / snr)
     whole = leave_one_out(tree, "liver").elpd
-    tree["posterior"]["S0"] = tree["posterior"]["S0"].copy(data=shorten(tree["posterior"]["S0"].values))
     tree["posterior"]["D"] = tree["posterior"]["D"].copy(data=shorten(tree["posterior"]["D"].values))
     assert leave_one_out(tree, "liver").elpd == pytest.approx(whole, abs=most)
+
+
+def test_a_chain_that_never_moved() -> None:
+    tree, exact = conjugate(snr=30, spread=0.01)
+    rng = np.random.default_rng(2)
+    tree["posterior"]["sigma"] = tree["posterior"]["sigma"] * np.exp(0.01 * rng.standard_normal((4, 500, 1)))
+    assert np.isfinite(leave_one_out(tree, "liver").pareto_k).all()
+    for name in ("D", "S0", "sigma"):
+        tree["posterior"][name].values[1] = tree["posterior"][name].values[1, 0]
+    found = leave_one_out(tree, "liver")
+    assert found.elpd == pytest.approx(exact, abs=5)
+    assert (found.pareto_k == np.inf).all() and found.warning
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +291,9 @@ def test_noise_and_population_in_words() -> None:
 def test_doubts_are_said() -> None:
     failed = [candidate(BI, -300, verdict="failed"), candidate(MONO, -400)]
     assert describe(failed).endswith("Not to be relied on: the fit of bi-exponential IVIM failed.")
+    assert "rough: Pareto k is large at 200 of 200 measurements (mono-exponential)" in describe(
+        [candidate(BI, -300), candidate(MONO, -400, k=0.8)]
+    )
     shaky = [candidate(BI, -300), candidate(MONO, -307)]
     assert "better with perfusion" in describe(shaky)
     shaky[0].loo.elpd_i[...] -= 3.2 / 199  # nearly half of the difference is one measurement's
@@ -372,9 +406,9 @@ def test_command(
 def test_perfusion_is_claimed_where_it_is() -> None:
     """At least 90 % of regions with f = 0.08, none claimed beyond 5 % without; wrong noise claims no more.
 
-    With 30 regions, a method that claims 97 % passes with probability 0.99, and one that claims 75 % with 0.04.
+    With 20 regions, a method that claims 97 % passes with probability 0.98, and one that claims 70 % with 0.04.
     """
-    models, regions = (MONO, BI), 30
+    models, regions = (MONO, BI), 20
     fits = choice.fits_of(choice.scan_of(0.08, regions, seed=11), seed=1, models=models)
     assert choice.shares(compare_models(fits)).perfusion >= 0.9
     assert choice.shares(compare_models(choice.noisier(fits))).perfusion <= 0.05
