@@ -1,4 +1,5 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
+from .compare import compare_models as compare_models
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .least_squares import fit_full as fit_full

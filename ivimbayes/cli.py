@@ -192,7 +192,7 @@ def prior_command(
     from ivimbayes.storage import replacing
     from ivimbayes.terminal import print_check
 
-    _check_file(out, overwrite)
+    _check_table(out, overwrite)
     if rois is None and mask is None:
         raise InputError(f"{dwi}: no regions given; name a label image with --rois or a mask with --mask")
     spec = ModelSpec(signal=signal, noise=noise, population=population)
@@ -305,7 +305,7 @@ def map_command(
 
     if form not in FORMATS:
         raise InputError(f"--format {form}; accepted are {', '.join(FORMATS)}")
-    tree = read_tree(fitted / "posterior.nc" if fitted.is_dir() or not fitted.exists() else fitted)
+    tree = read_tree(_fitted(fitted))
     b = tree["posterior"]["b"] if "b" in tree["posterior"].coords else tree["constant_data"]["b"]
     scan = read_scan(
         dwi, bval, mask, rois, names=_names(names), averages=_numbers(averages, "--averages"),
@@ -408,7 +408,7 @@ def summary(
     from ivimbayes.summary import diagnose, summarize
     from ivimbayes.terminal import print_fit
 
-    tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
+    tree = read_tree(_fitted(folder))
     diagnoses = diagnose(tree)
     print_fit(summarize(tree, diagnoses), diagnoses, tree)
     if sensitivity:
@@ -416,6 +416,60 @@ def summary(
         from ivimbayes.terminal import print_sensitivity
 
         print_sensitivity(prior_sensitivity(tree))
+
+
+@app.command("compare")
+def compare_command(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR DIR ...", help="Folders that ivimbayes fit wrote, of one scan.", show_default=False
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the table to this file (TSV).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Compare fits of one scan with different --signal or --noise: say what the data of each region support.
+
+    By leave-one-out cross-validation; the simplest model that is not clearly worse than the best is marked.
+    """
+    from ivimbayes.compare import compare_models
+    from ivimbayes.storage import read_tree
+    from ivimbayes.terminal import print_comparison
+
+    _check_table(out, overwrite)
+    names = [path.resolve().name for path in folders]
+    names = names if len(set(names)) == len(names) else list(map(str, folders))
+    if len(set(names)) < len(names):
+        raise InputError(f"{max(names, key=names.count)}: given twice; name each folder once")
+    compared = compare_models(
+        {name: read_tree(_fitted(path)) for name, path in zip(names, folders, strict=True)}
+    )
+    _write_table(compared.table, out)
+    print_comparison(compared.table, compared.sentences)
+    if out is not None:
+        typer.echo(f"written to {out}")
+
+
+def _fitted(path: Path) -> Path:
+    """File of a fit: given, or in the folder given."""
+    return path / "posterior.nc" if path.is_dir() or not path.exists() else path
+
+
+def _check_table(out: Path | None, overwrite: bool) -> None:
+    """Refuse a file that exists, or has no folder to be in."""
+    if out is not None and out.exists() and not overwrite:
+        raise InputError(f"{out}: exists; name another file with --out, or replace it with --overwrite")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; name a file in one with --out")
+
+
+def _write_table(table: "pd.DataFrame", out: Path | None) -> None:
+    from ivimbayes.storage import replacing
+
+    if out is not None:
+        with replacing(out) as path:
+            table.to_csv(path, sep="\t", index=False, float_format="%.6g")
 
 
 @app.command()
@@ -455,20 +509,18 @@ def volume(
 ) -> None:
     """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
     from ivimbayes.relaxation import correct_fraction, tabulate_fractions
-    from ivimbayes.storage import read_tree, replacing
+    from ivimbayes.storage import read_tree
     from ivimbayes.terminal import print_volume
 
-    _check_file(out, overwrite)
-    tree = read_tree(folder / "posterior.nc" if folder.is_dir() or not folder.exists() else folder)
+    _check_table(out, overwrite)
+    tree = read_tree(_fitted(folder))
     corrected = correct_fraction(
         tree, TE=te, TR=tr, field=field, tissue=_tissues(tissue), seed=seed,
         T2_blood=_time(t2_blood, "--t2-blood"), T2_tissue=_times(t2_tissue, "--t2-tissue"),
         T1_blood=_time(t1_blood, "--t1-blood"), T1_tissue=_times(t1_tissue, "--t1-tissue"),
     )  # fmt: skip
     table = tabulate_fractions(tree, corrected)
-    if out is not None:
-        with replacing(out) as path:
-            table.to_csv(path, sep="\t", index=False, float_format="%.6g")
+    _write_table(table, out)
     print_volume(table, corrected)
     if out is not None:
         typer.echo(f"written to {out}")
@@ -483,14 +535,6 @@ def tissues(
     from ivimbayes.terminal import print_tissues
 
     print_tissues(read_priors(priors))
-
-
-def _check_file(out: Path | None, overwrite: bool) -> None:
-    """Refuse a file that exists, or has no folder to be in."""
-    if out is not None and out.exists() and not overwrite:
-        raise InputError(f"{out}: exists; name another file with --out, or replace it with --overwrite")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}; name a file in one with --out")
 
 
 class _OutFolder:

@@ -235,9 +235,14 @@ def correct_fraction(
     Raises
     ------
     InputError
-        As `volume_fraction`; if times are missing and no field is given, or a region or a tissue is unknown.
+        As `volume_fraction`; if the fit has no f, times are missing and no field is given, or a region or a
+        tissue is unknown.
     """
     posterior = tree["posterior"].to_dataset()
+    if "f" not in posterior:
+        raise InputError(
+            "fit: its signal has no perfusion fraction; give a fit of one that has, biexponential"
+        )
     regions = [str(roi) for roi in posterior["roi"].values]
     wanted = ("T2",) if TR is None else ("T2", "T1")
     if TR is None and not (T1_blood is None and T1_tissue is None):

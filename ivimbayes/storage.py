@@ -82,6 +82,6 @@ def read_tree(path: str | Path) -> xr.DataTree:
             loaded = tree.load().copy(deep=True)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: not a readable netCDF file ({error}); run ivimbayes fit again") from None
-    if "posterior" not in loaded.children or "f_roi" not in loaded["posterior"].data_vars:
+    if "posterior" not in loaded.children or not {"f_roi", "D_roi"} & set(loaded["posterior"].data_vars):
         raise InputError(f"{path}: holds no posterior of ivimbayes; name a folder that ivimbayes fit wrote")
     return loaded

@@ -15,12 +15,15 @@ from ivimbayes.summary import Diagnosis
 STYLES = {"converged": "green", "doubtful": "yellow", "failed": "red"}
 
 
+LEFT = ("region", "", "verdict", "source", "unit", "fit", "diagnosis")
+
+
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(
             column,
-            justify="left" if column in ("region", "", "verdict", "source", "unit", "diagnosis") else "right",
+            justify="left" if column in LEFT else "right",
         )
     return table
 
@@ -139,6 +142,27 @@ def print_volume(table: pd.DataFrame, corrected: xr.Dataset) -> None:
     for name, times in {"blood": used["blood"], **used["regions"]}.items():
         parts = [f"{k} {times[k][0]:g} (sd {times[k][1]:g}) ms" for k in ("T2", "T1") if k in times]
         console.print(f"{name}: {', '.join(parts)}: {times['source']}", soft_wrap=True)
+
+
+def print_comparison(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:
+    """Print, for each region, how its fits compare, and what that says."""
+    console = Console(markup=False, highlight=False)
+    for roi, rows in table.groupby("roi", sort=False):
+        shown = _table("fit", "elpd", "difference", "se", "p", "weight", "worst k", "verdict", title=str(roi))
+        for row in rows.to_dict("records"):
+            shown.add_row(
+                f"{row['fit']}{' *' if row['chosen'] else ''}", f"{row['elpd_loo']:.1f}",
+                f"{row['elpd_diff']:.1f}", f"{row['se_diff']:.1f}", f"{row['p_loo']:.1f}",
+                f"{row['weight']:.2f}", f"{row['pareto_k']:.2f}", row["verdict"],
+            )  # fmt: skip
+        console.print(shown)
+        for row in rows.to_dict("records"):
+            if row["warning"]:
+                console.print(f"  {row['fit']}: {row['warning']}", soft_wrap=True)
+        console.print()
+    console.print("* the simplest fit that is not clearly worse than the best (4 in elpd and 2 se)")
+    for sentence in sentences.values():
+        console.print(sentence, soft_wrap=True)
 
 
 def print_regions(table: pd.DataFrame) -> None:

@@ -27,7 +27,7 @@ FLOORS = (
     {"collect", "convergence"},
     {"sampling"},
     {"summary"},
-    {"plots", "terminal", "sensitivity", "populations"},
+    {"plots", "terminal", "sensitivity", "compare", "populations"},
     {"blocks"},
     {"running"},
     {"voxelwise"},

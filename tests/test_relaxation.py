@@ -58,6 +58,11 @@ def test_value_by_hand() -> None:
     assert volume_fraction(0.3, **TIMES) == pytest.approx(0.083645, abs=1e-6)
 
 
+def test_a_fit_without_perfusion_is_refused(tree: xr.DataTree, refused: Refused) -> None:
+    tree["posterior"] = tree["posterior"].to_dataset().drop_vars(["f", "f_roi"])
+    refused(lambda: correct_fraction(tree, **TIMES), "fit", "no perfusion fraction", "biexponential")
+
+
 @pytest.mark.parametrize("truth", [0.01, 0.08, 0.5, 0.97])
 @pytest.mark.parametrize("TR", [800.0, 3000.0, 1e6])
 def test_round_trip(truth: float, TR: float) -> None:
