@@ -108,26 +108,21 @@ def voxel_posteriors(
         row, signal, yy = out[v], merged[v], square[v]
         for i in range(COLUMNS):
             row[i] = np.nan
-        count, passes, fitted, used = N, 1, own[v] and P == 3, draws
-        top, total, effective, k = first_pass(
-            N, theta, signal, raw[v], yy, protocol, draws, points, L, H, stretch, work
-        )
-        if fitted and total > 0.0:
-            matrix = _at_least(matrix, max(N, lone_count))
-            before = k
-            top, total, effective, k = mean_weights(N, True, yy, draws, few, matrix, normaliser, work)
-            k = min(k, before)  # a population draw whose posterior few draws hit is no fault of the proposal
-        good = k <= ENOUGH_K and effective >= ENOUGH * N
-        if good and not spread_error(N, work.w, total, work.value[2]) <= ENOUGH_TAIL:
-            passes, count, used = 2, more_points.log_q.size, many
+        count, passes, fitted, used, drawn = N, 1, own[v] and P == 3, draws, points
+        while True:
             top, total, effective, k = first_pass(
-                count, theta, signal, raw[v], yy, protocol, many, more_points, L, H, stretch, work
+                count, theta, signal, raw[v], yy, protocol, used, drawn, L, H, stretch, work
             )
             if fitted and total > 0.0:
-                matrix, before = _at_least(matrix, count), k
-                top, total, effective, k = mean_weights(count, True, yy, many, few, matrix, normaliser, work)
-                k = min(k, before)
-            good = k <= ENOUGH_K
+                matrix, before = _at_least(matrix, max(count, lone_count)), k
+                top, total, effective, k = mean_weights(count, True, yy, used, few, matrix, normaliser, work)
+                k = min(
+                    k, before
+                )  # a population draw whose posterior few draws hit: no fault of the proposal
+            good = k <= ENOUGH_K and (effective >= ENOUGH * N or passes == 2)
+            if not good or passes == 2 or spread_error(N, work.w, total, work.value[2]) <= ENOUGH_TAIL:
+                break
+            count, passes, used, drawn = more_points.log_q.size, 2, many, more_points
         if not good:
             passes, count, used = 2, more_points.log_q.size, many
             top, total, effective, k = robust_pass(signal, raw[v], yy, protocol, many, more_points, work)
