@@ -50,10 +50,11 @@ def fits_of(scan: xr.Dataset, seed: int, models: tuple[str, ...] = MODELS) -> di
 
 
 def noisier(fits: dict[str, xr.DataTree], factor: float = 10.0) -> dict[str, xr.DataTree]:
-    """Fits whose noise is said to be larger than it is."""
+    """Fits whose noise is said to be larger than it is, the same for all."""
+    sigma = next(iter(fits.values()))["posterior"]["sigma"]
     copies = {name: tree.copy(deep=True) for name, tree in fits.items()}
     for tree in copies.values():
-        tree["posterior"]["sigma"] = factor * tree["posterior"]["sigma"]
+        tree["posterior"]["sigma"] = factor * sigma
     return copies
 
 
