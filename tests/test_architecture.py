@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
-    {"signals", "noise", "correlation", "storage", "labels", "progress", "lanes"},
+    {"signals", "noise", "options", "correlation", "storage", "labels", "progress", "lanes"},
     {"priors", "scans", "maps", "kernel_data", "likelihood", "triangles", "decays"},
     {"protocol", "kernel_density", "kernel_weights"},
     {
@@ -31,6 +31,7 @@ FLOORS = (
     {"blocks"},
     {"running"},
     {"voxelwise"},
+    {"folders"},
     {"cli"},
 )
 
