@@ -62,6 +62,7 @@ def test_a_wrong_prior_does_not_cover() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*hold perfusion, which the simplified model has")
 def test_every_signal_and_noise_covers_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
     """24 regions of each; of all together, 1 224 region values, an exact posterior leaves 93-97 % with p 0.002.
 
