@@ -66,7 +66,9 @@ def test_a_wrong_prior_does_not_cover() -> None:
 def test_every_signal_and_noise_covers_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
     """24 regions of each; of all together, 1 224 region values, an exact posterior leaves 93-97 % with p 0.002.
 
-    Of one signal, at least 72 region values and 1 440 voxel values, 88-100 % and 92-98 %.
+    Parameters and voxels of a region miss together: by region, coverage of its voxels has a standard deviation
+    of 0.12 where it was measured (bi-exponential with kurtosis). Of one signal, 72 regions, 3 standard deviations
+    of the mean are 4.3 points: 88-100 % of region values (binomial) and 90-99 % of voxel values.
     """
     regions, voxels = {}, {}
     for n, signal in enumerate(SIGNALS):
@@ -83,7 +85,7 @@ def test_every_signal_and_noise_covers_the_truth(capsys: pytest.CaptureFixture[s
                 f"\n{signal}: {100 * regions[signal].mean():.1f} % {100 * voxels[signal].mean():.1f} %",
                 end="",
             )
-        assert regions[signal].mean() >= 0.88 and 0.92 <= voxels[signal].mean() <= 0.98
+        assert regions[signal].mean() >= 0.88 and 0.90 <= voxels[signal].mean() <= 0.99
     for values in (regions, voxels):
         assert 0.93 <= np.concatenate(list(values.values())).mean() <= 0.97
 
