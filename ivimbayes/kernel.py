@@ -15,7 +15,7 @@ import numpy as np
 from ivimbayes.kernel_averages import log_means, mean_weights, over_draws
 from ivimbayes.kernel_data import BINS, CLASSES, TAPS, WIDTH, Work
 from ivimbayes.kernel_density import evaluate_lone
-from ivimbayes.kernel_modes import lone_mode
+from ivimbayes.kernel_modes import curve_products, lone_mode
 from ivimbayes.kernel_passes import (
     ENOUGH,
     ENOUGH_K,
@@ -32,19 +32,6 @@ from ivimbayes.lanes import jit, logarithms
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)
 COLUMNS = 4 * FIELDS + 5
-
-
-@jit
-def _least_square(x0, x1, x2, signal, square, protocol):
-    """Sum of squared residuals for theta, S0 by least squares."""
-    f, D, gap = 1.0 / (1.0 + math.exp(-x0)), math.exp(x1), math.exp(x2)
-    G = gs = 0.0
-    for k in range(protocol.b.size):
-        slow = math.exp(-protocol.b[k] * D)
-        g = slow + f * slow * (math.exp(-protocol.b[k] * gap) - 1.0)
-        G += protocol.weight[k] * g * g
-        gs += signal[k] * g
-    return square - gs * gs / G
 
 
 @jit
@@ -91,18 +78,15 @@ def voxel_posteriors(
     N, P = points.log_q.size, 4 if protocol.rician == 1 else 3
     largest, lone_count = max(N, more_points.log_q.size), lone_points.log_q.size
     M, S = protocol.b.size, protocol.steps.shape[1]
-    rows = max(6, 2 * S)
     work = Work(
         np.zeros((4, largest)), np.zeros((4, largest)), np.zeros(largest), np.empty(largest),
-        np.empty(largest), np.empty(largest), np.empty(largest), np.empty((rows, WIDTH)),
-        np.empty((rows, WIDTH)), np.empty((rows, WIDTH), np.int64), np.empty((M, WIDTH)), np.empty(WIDTH),
-        np.empty(WIDTH),
-        np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 1)), np.empty(BINS + 1, np.int64),
-        np.empty(WIDTH, np.int32), np.empty(CLASSES, np.int32), np.empty(largest + 1),
-        np.empty(largest + 1),
+        np.empty(largest), np.empty(largest), np.empty(largest), np.empty((2 * S, WIDTH)),
+        np.empty((M, WIDTH)), np.empty(WIDTH), np.empty(WIDTH), np.empty((4, WIDTH)),
+        np.zeros((7, BINS + 2 * TAPS + 1)), np.empty(WIDTH, np.int32), np.empty(CLASSES, np.int32),
+        np.empty(largest + 1), np.empty(largest + 1),
     )  # fmt: skip
     theta, L, H, stretch = np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 2))
-    ones = np.ones((4, 2))
+    ones, decay = np.ones((4, 2)), np.empty((2, S))
     matrix, normaliser, lone_normaliser = np.empty((0, WIDTH)), np.empty(WIDTH), np.empty(WIDTH)
     for v in range(merged.shape[0]):
         row, signal, yy = out[v], merged[v], square[v]
@@ -141,10 +125,10 @@ def voxel_posteriors(
             s = np.argmax(work.log_w[:count] + work.log_q[:count])
             for i in range(3):
                 theta[i] = work.x[i, s]
-        row[SQUARE] = used.middle[0] * _least_square(theta[0], theta[1], theta[2], signal, yy, protocol)
+        G, gs = curve_products(theta, signal, protocol, decay)
+        row[SQUARE] = used.middle[0] * (yy - gs * gs / G)
         # logit f, ln D and ln D* in x; of S0 the mean given each draw
-        for o in range(0, count, WIDTH):
-            logarithms(work.value[2, o : o + WIDTH], work.square[o : o + WIDTH], work.bits[0])
+        logarithms(work.value[2, :count], work.square[:count])
         smoothing = bandwidth if passes == 1 else 0.6 * bandwidth
         for i in range(4):
             mean, variance = moments(count, work.w, total, work.value[i])
@@ -185,5 +169,5 @@ def voxel_posteriors(
         else:
             for s in range(lone_count):
                 work.log_w[s] -= work.square[s]
-            lone_top, lone_total, _ = normalise(lone_count, work.log_w, work.w, work)
+            lone_top, lone_total, _ = normalise(lone_count, work.log_w, work.w)
             row[EVIDENCE] = evidence - (lone_top + math.log(lone_total / lone_count))

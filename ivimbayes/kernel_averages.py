@@ -7,25 +7,24 @@ import numpy as np
 
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_weights import finish_weights, total_and_squares
-from ivimbayes.lanes import exponentials, jit, logarithms
+from ivimbayes.lanes import exponential, jit, logarithm
 
 
 @jit
 def over_draws(count, lone, x, S0, given, square, draws, few, first, matrix, work):
     """Log-density of each draw s given each population draw first + r of `few`: matrix (s, r)."""
-    total, logs = work.sums[0], work.sums[1]
+    total = work.sums[0]
     A = few.precision
     for s in range(count):
         own = given[s] / draws.noise[s]
         G, gs = own - draws.ratio[s], S0[s] * own - draws.ratio[s] * draws.S0[s]
         for r in range(WIDTH):
             total[r] = G + few.ratio[first + r]
-        logarithms(total, logs, work.bits[0])
         for r in range(WIDTH):
             ratio, m = few.ratio[first + r], few.S0[first + r]
             c = (ratio * m + gs) / total[r]
             matrix[s, r] = -0.5 * (
-                few.noise[first + r] * (square + ratio * m * m - total[r] * c * c) + logs[r]
+                few.noise[first + r] * (square + ratio * m * m - total[r] * c * c) + logarithm(total[r])
             )
         if lone:
             for r in range(WIDTH):
@@ -45,10 +44,7 @@ def over_draws(count, lone, x, S0, given, square, draws, few, first, matrix, wor
         dims = 1.0 if lone else 3.0
         if draws.nu > 0.0:
             for r in range(WIDTH):
-                total[r] = 1.0 + total[r] / draws.nu
-            logarithms(total, logs, work.bits[0])
-            for r in range(WIDTH):
-                total[r] = (draws.nu + dims) * logs[r]
+                total[r] = (draws.nu + dims) * logarithm(1.0 + total[r] / draws.nu)
         for r in range(WIDTH):
             constant = (
                 few.lone_constant[first + r] if lone else few.constant[first + r] + few.shared[first + r]
@@ -78,9 +74,8 @@ def mean_weights(count, own, square, draws, few, matrix, normaliser, work):
                 normaliser[r] = top
         for s in range(count):
             for r in range(WIDTH):
-                lanes[r] = matrix[s, r] - normaliser[r]
-            exponentials(lanes, work.sums[1], work.bits[0])
-            total, _ = total_and_squares(work.sums[1])
+                lanes[r] = exponential(matrix[s, r] - normaliser[r])
+            total, _ = total_and_squares(lanes)
             mean[s] += total / (WIDTH * sets)
     for s in range(count):
         work.log_w[s] = top + math.log(max(mean[s], 1e-300))
@@ -96,14 +91,11 @@ def log_means(count, log_q, matrix, out, work):
         for r in range(WIDTH):
             matrix[s, r] -= log_q[s]
             out[r] = max(out[r], matrix[s, r])
-    lanes, each, total = work.sums[0], work.sums[1], work.sums[2]
+    total = work.sums[0]
     for r in range(WIDTH):
         total[r] = 0.0
     for s in range(count):
         for r in range(WIDTH):
-            lanes[r] = matrix[s, r] - out[r]
-        exponentials(lanes, each, work.bits[0])
-        for r in range(WIDTH):
-            total[r] += each[r]
+            total[r] += exponential(matrix[s, r] - out[r])
     for r in range(WIDTH):
         out[r] += math.log(total[r] / count)

@@ -58,7 +58,9 @@ class Draws(NamedTuple):
         Log-density's terms that depend on no voxel: of theta given the population, and of the signals.
     typical : ndarray (10,)
         Mean over the draws of the log-density of a normal population, a polynomial of theta - centre:
-        constant, gradient, and minus half the Hessian's 00, 11, 22 and minus its 01, 02, 12.
+        constant, gradient, and minus half the inverse covariance's 00, 11, 22 and minus its 01, 02, 12.
+    apart : ndarray (10, N)
+        By how much the polynomial of each draw differs from it.
     lone_constant : ndarray (N,)
         `constant` and `shared` for one compartment.
     noise, S0, ratio : ndarray (N,)
@@ -79,6 +81,7 @@ class Draws(NamedTuple):
     constant: Array
     shared: Array
     typical: Array
+    apart: Array
     lone_constant: Array
     noise: Array
     S0: Array
@@ -117,15 +120,12 @@ class Work(NamedTuple):
     w: Array
     square: Array
     log_q: Array
-    exponent: Array
     power: Array
-    bits: np.ndarray
     curve: Array
     slow: Array
     fast: Array
     sums: Array
     bins: Array
-    long_bits: np.ndarray
     place: np.ndarray
     counts: np.ndarray
     tail: Array
@@ -218,16 +218,17 @@ def make_draws(
     centre = mean.mean(axis=0)
     gradient = np.einsum("rij,rj->ri", precision, mu - centre)
     away = 0.5 * np.einsum("ri,ri->r", gradient, mu - centre)
-    A = precision.mean(axis=0)
-    typical = [
-        np.mean(constant - away), *gradient.mean(axis=0), *(-0.5 * np.diag(A)), -A[0, 1], -A[0, 2], -A[1, 2]
-    ]  # fmt: skip
+    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+    inverse = np.stack([precision[:, i, j] for i, j in pairs])
+    curves = np.stack([constant - away, *gradient.T, *(-0.5 * inverse[:3]), *-inverse[3:]])
+    typical = curves.mean(axis=1)
     return Draws(
         np.ascontiguousarray(mu.T),
-        np.stack([precision[:, i, j] for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))]),
+        inverse,
         constant,
         shared,
-        np.array(typical),
+        typical,
+        curves - typical[:, None],
         shared - 0.5 * np.log(Sigma[:, 1, 1]) + normaliser(1),
         1 / noise**2, np.full(count, np.mean(S0)), noise**2 / tau**2, 1 / Sigma[:, 1, 1], float(nu),
         centre, around, np.array(middle),

@@ -6,7 +6,7 @@ from numpy.polynomial import chebyshev
 from scipy.special import i0e
 
 from ivimbayes.kernel_data import WIDTH
-from ivimbayes.lanes import exponentials, jit, logarithms
+from ivimbayes.lanes import exponential, jit, logarithm, logarithms
 
 BESSEL_CENTRE = 1.5
 
@@ -25,31 +25,29 @@ BESSEL = _bessel_series()
 @jit
 def _start_products(x, o, n, protocol, value, work):
     """Values f, D, D* of the draws o to o + n, and the exponentials of the steps between b values."""
-    e, y, bits = work.exponent, work.power, work.bits
-    steps, left, right = protocol.steps[0], protocol.steps[1], protocol.steps[2]
+    y, steps, left, right = work.power, protocol.steps[0], protocol.steps[1], protocol.steps[2]
+    x0, x1, x2 = x[0, o : o + n], x[1, o : o + n], x[2, o : o + n]
+    f, D, D_star = value[0, o : o + n], value[1, o : o + n], value[2, o : o + n]
     for w in range(n):
-        e[0, w] = -x[0, o + w]
-        e[1, w] = x[1, o + w]
-        e[2, w] = x[2, o + w]
-    for i in range(3):
-        exponentials(e[i, :n], y[i, :n], bits[0, :n])
+        f[w] = 1.0 / (1.0 + exponential(-x0[w]))
     for w in range(n):
-        value[0, o + w] = 1.0 / (1.0 + y[0, w])
-        value[1, o + w] = y[1, w]
-        value[2, o + w] = y[1, w] + y[2, w]
+        D[w] = exponential(x1[w])
+    for w in range(n):
+        D_star[w] = D[w] + exponential(x2[w])
     simple = 0
     while simple < steps.size and left[simple] < 0:
+        step, slow, fast = steps[simple], y[2 * simple], y[2 * simple + 1]
         for w in range(n):
-            e[2 * simple, w] = -steps[simple] * value[1, o + w]
-            e[2 * simple + 1, w] = -steps[simple] * value[2, o + w]
+            slow[w] = exponential(-step * D[w])
+        for w in range(n):
+            fast[w] = exponential(-step * D_star[w])
         simple += 1
-    for i in range(2 * simple):
-        exponentials(e[i, :n], y[i, :n], bits[0, :n])
     for s in range(simple, steps.size):
         i, j = int(left[s]), int(right[s])
-        for w in range(n):
-            y[2 * s, w] = y[2 * i, w] * y[2 * j, w]
-            y[2 * s + 1, w] = y[2 * i + 1, w] * y[2 * j + 1, w]
+        for c in range(2):
+            row, one, other = y[2 * s + c], y[2 * i + c], y[2 * j + c]
+            for w in range(n):
+                row[w] = one[w] * other[w]
 
 
 @jit
@@ -117,12 +115,11 @@ def _curves(o, n, protocol, value, work):
 @jit
 def _gaussian(o, n, square, draws, given, log_w, S0_row, work):
     """Log-density of the signals, S0 integrated out; S0's mean and inverse variance ``given`` the draw."""
-    G, gs, total, logs = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
+    G, gs, total = work.sums[0], work.sums[1], work.sums[2]
     m, r, precision = draws.S0[o : o + n], draws.ratio[o : o + n], draws.noise[o : o + n]
     c, p, out = S0_row[o : o + n], given[o : o + n], log_w[o : o + n]
     for w in range(n):
         total[w] = G[w] + r[w]
-    logarithms(total[:n], logs[:n], work.bits[0, :n])
     for w in range(n):
         c[w] = (r[w] * m[w] + gs[w]) / total[w]
     for w in range(n):
@@ -130,7 +127,7 @@ def _gaussian(o, n, square, draws, given, log_w, S0_row, work):
     for w in range(n):
         p[w] = total[w] * precision[w]
     for w in range(n):
-        out[w] = -0.5 * (precision[w] * (square + G[w]) + logs[w])
+        out[w] = -0.5 * (precision[w] * (square + G[w]) + logarithm(total[w]))
 
 
 @jit
@@ -175,7 +172,7 @@ def _rician(o, n, x, signal, square, protocol, draws, log_w, S0_row, work, P):
             for w in range(n):
                 product[w] = product[w] * product[w] / root[w]
                 root[w] = 1.0
-            logarithms(product[:n], z[:n], work.bits[0, :n])
+            logarithms(product[:n], z[:n])
             for w in range(n):
                 log_w[o + w] += 0.5 * z[w]
                 product[w] = 1.0
@@ -188,7 +185,42 @@ def _rician(o, n, x, signal, square, protocol, draws, log_w, S0_row, work, P):
 
 @jit
 def _add_population(o, n, x, draws, log_w, work):
-    """Add the log-density of theta given the population."""
+    """Add the log-density of theta given a normal population."""
+    d0, d1, d2, e, mean = work.sums[0], work.sums[1], work.sums[2], work.sums[3], work.slow
+    x0, x1, x2 = x[0, o : o + n], x[1, o : o + n], x[2, o : o + n]
+    t, A, c0, c1, c2 = draws.typical, draws.apart, draws.centre[0], draws.centre[1], draws.centre[2]
+    # a draw's log-density differs from the mean m over draws by e, whose mean is 0: exp(m) (exp(e) - e) has
+    # the mean of exp(m + e), if e does not go with the draw's sigma; it is positive and free of what is
+    # linear in e
+    a0, a1, a2, a3 = A[0, o : o + n], A[1, o : o + n], A[2, o : o + n], A[3, o : o + n]
+    a00, a11, a22 = A[4, o : o + n], A[5, o : o + n], A[6, o : o + n]
+    a01, a02, a12 = A[7, o : o + n], A[8, o : o + n], A[9, o : o + n]
+    for w in range(n):
+        d0[w] = x0[w] - c0
+    for w in range(n):
+        d1[w] = x1[w] - c1
+    for w in range(n):
+        d2[w] = x2[w] - c2
+    for w in range(n):
+        each = t[3] + t[6] * d2[w] + t[8] * d0[w] + t[9] * d1[w]
+        mean[w] = (
+            t[0] + d0[w] * (t[1] + t[4] * d0[w]) + d1[w] * (t[2] + t[5] * d1[w] + t[7] * d0[w]) + d2[w] * each
+        )
+    for w in range(n):
+        e[w] = a0[w] + d0[w] * (a1[w] + a00[w] * d0[w])
+    for w in range(n):
+        e[w] += d1[w] * (a2[w] + a11[w] * d1[w] + a01[w] * d0[w])
+    for w in range(n):
+        e[w] += d2[w] * (a3[w] + a22[w] * d2[w] + a02[w] * d0[w] + a12[w] * d1[w])
+    shared, out = draws.shared[o : o + n], log_w[o : o + n]
+    for w in range(n):
+        log = logarithm(exponential(e[w]) - e[w])
+        out[w] += shared[w] + mean[w] + (log if e[w] < 50.0 else e[w])
+
+
+@jit
+def _add_heavy_population(o, n, x, draws, log_w, work):
+    """Add the log-density of theta given a Student-t population."""
     d0, d1, d2, quadratic = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
     m0, m1, m2 = draws.mean[0, o : o + n], draws.mean[1, o : o + n], draws.mean[2, o : o + n]
     x0, x1, x2 = x[0, o : o + n], x[1, o : o + n], x[2, o : o + n]
@@ -206,34 +238,9 @@ def _add_population(o, n, x, draws, log_w, work):
     for w in range(n):
         quadratic[w] += d1[w] * (d1[w] * a11[w] + 2.0 * d2[w] * a12[w]) + d2[w] * d2[w] * a22[w]
     constant, shared, out = draws.constant[o : o + n], draws.shared[o : o + n], log_w[o : o + n]
-    if draws.nu > 0.0:
-        for w in range(n):
-            quadratic[w] = 1.0 + quadratic[w] / draws.nu
-        logarithms(quadratic[:n], d0[:n], work.bits[0, :n])
-        for w in range(n):
-            out[w] += shared[w] + constant[w] - 0.5 * (draws.nu + 3.0) * d0[w]
-        return
-    # a draw's log-density differs from the mean m over draws by e, whose mean is 0: exp(m) (exp(e) - e) has
-    # the mean of exp(m + e), if e does not go with the draw's sigma; it is positive and free of what is
-    # linear in e
-    t, c0, c1, c2 = draws.typical, draws.centre[0], draws.centre[1], draws.centre[2]
     for w in range(n):
-        d0[w] = x0[w] - c0
-        d1[w] = x1[w] - c1
-        d2[w] = x2[w] - c2
-    mean, log = work.slow, work.fast
-    for w in range(n):
-        mean[w] = t[0] + d0[w] * (t[1] + t[4] * d0[w] + t[7] * d1[w] + t[8] * d2[w])
-    for w in range(n):
-        mean[w] += d1[w] * (t[2] + t[5] * d1[w] + t[9] * d2[w]) + d2[w] * (t[3] + t[6] * d2[w])
-    for w in range(n):
-        quadratic[w] = constant[w] - 0.5 * quadratic[w] - mean[w]
-    exponentials(quadratic[:n], d0[:n], work.bits[0, :n])
-    for w in range(n):
-        d0[w] -= quadratic[w]
-    logarithms(d0[:n], log[:n], work.bits[0, :n])
-    for w in range(n):
-        out[w] += shared[w] + mean[w] + (log[w] if quadratic[w] < 50.0 else quadratic[w])
+        log = logarithm(1.0 + quadratic[w] / draws.nu)
+        out[w] += shared[w] + constant[w] - 0.5 * (draws.nu + 3.0) * log
 
 
 @jit
@@ -248,19 +255,23 @@ def evaluate(count, signal, square, protocol, draws, x, value, given, log_w, wor
         else:
             _curve_sums(o, n, signal, protocol, value, work)
             _gaussian(o, n, square, draws, given, log_w, value[3], work)
-        _add_population(o, n, x, draws, log_w, work)
+        if draws.nu > 0.0:
+            _add_heavy_population(o, n, x, draws, log_w, work)
+        else:
+            _add_population(o, n, x, draws, log_w, work)
 
 
 @jit
 def evaluate_lone(n, signal, square, protocol, draws, x, value, given, log_w, work):
     """`evaluate` for one compartment and up to `WIDTH` draws: x is (ln D,) or (ln D, S0)."""
-    steps, e, y, slow = protocol.steps[0], work.exponent, work.power, work.slow
-    G, gs, D, bits = work.sums[0], work.sums[1], value[1, :n], work.bits[0, :n]
-    exponentials(x[0, :n], D, bits)
+    steps, y, slow = protocol.steps[0], work.power, work.slow
+    G, gs, D, ln_D = work.sums[0], work.sums[1], value[1, :n], x[0, :n]
+    for w in range(n):
+        D[w] = exponential(ln_D[w])
     for s in range(steps.size):
+        step, row = steps[s], y[s]
         for w in range(n):
-            e[s, w] = -steps[s] * D[w]
-        exponentials(e[s, :n], y[s, :n], bits)
+            row[w] = exponential(-step * D[w])
     for w in range(n):
         slow[w] = 1.0
     for w in range(n):
@@ -283,14 +294,12 @@ def evaluate_lone(n, signal, square, protocol, draws, x, value, given, log_w, wo
         _rician(0, n, x, signal, square, protocol, draws, log_w, value[3], work, 2)
     else:
         _gaussian(0, n, square, draws, given, log_w, value[3], work)
+    mean, lone, constant, quadratic = draws.mean[1], draws.lone, draws.lone_constant, work.fast
     for w in range(n):
-        d = x[0, w] - draws.mean[1, w]
-        e[0, w] = d * d * draws.lone[w]
+        d = ln_D[w] - mean[w]
+        quadratic[w] = d * d * lone[w]
     if draws.nu > 0.0:
         for w in range(n):
-            e[1, w] = 1.0 + e[0, w] / draws.nu
-        logarithms(e[1, :n], y[0, :n], bits)
-        for w in range(n):
-            e[0, w] = (draws.nu + 1.0) * y[0, w]
+            quadratic[w] = (draws.nu + 1.0) * logarithm(1.0 + quadratic[w] / draws.nu)
     for w in range(n):
-        log_w[w] += draws.lone_constant[w] - 0.5 * e[0, w]
+        log_w[w] += constant[w] - 0.5 * quadratic[w]

@@ -6,22 +6,52 @@ import math
 import numpy as np
 
 from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
-from ivimbayes.lanes import jit
+from ivimbayes.lanes import exponential, jit
 
 STEPS = 40
 STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd
 
 
 @jit
-def _gaussian_fit(theta, signal, square, protocol, draws, gradient, H):
+def _fill_decays(rate, protocol, decay):
+    """Fill the decays over each of the steps between b values."""
+    steps, left, right = protocol.steps[0], protocol.steps[1], protocol.steps[2]
+    for s in range(steps.size):
+        i = int(left[s])
+        decay[s] = exponential(-steps[s] * rate) if i < 0 else decay[i] * decay[int(right[s])]
+
+
+@jit
+def curve_products(theta, signal, protocol, decay):
+    """Sum of the squared curve, and of curve times signal, for theta. ``decay`` (2, S) is scratch."""
+    f, D, gap = 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
+    _fill_decays(D, protocol, decay[0])
+    _fill_decays(D + gap, protocol, decay[1])
+    G, gs, slow, fast = 0.0, 0.0, 1.0 - f, f
+    for k in range(protocol.b.size):
+        s = int(protocol.step[k])
+        if s >= 0:
+            slow *= decay[0, s]
+            fast *= decay[1, s]
+        G += protocol.weight[k] * (slow + fast) ** 2
+        gs += signal[k] * (slow + fast)
+    return G, gs
+
+
+@jit
+def _gaussian_fit(theta, signal, square, protocol, draws, gradient, H, decay):
     """Half of -2 log posterior with S0 profiled out, its gradient and Gauss-Newton Hessian; and S0."""
     noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
     f, D, gap = 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
+    _fill_decays(D, protocol, decay[0])
+    _fill_decays(D + gap, protocol, decay[1])
+    slow = fast = 1.0
     G = gs = s0 = s1 = s2 = g0 = g1 = g2 = h00 = h01 = h02 = h11 = h12 = h22 = 0.0
     for k in range(protocol.b.size):
-        b, W, y = protocol.b[k], protocol.weight[k], signal[k]
-        slow = math.exp(-b * D)
-        fast = slow * math.exp(-b * gap)
+        b, W, y, s = protocol.b[k], protocol.weight[k], signal[k], int(protocol.step[k])
+        if s >= 0:
+            slow *= decay[0, s]
+            fast *= decay[1, s]
         g = slow + f * (fast - slow)
         d0, d1, d2 = f * (1.0 - f) * (fast - slow), -b * D * g, -b * gap * f * fast
         G += W * g * g
@@ -123,12 +153,13 @@ def find_mode(theta, signal, square, protocol, draws, P, H, L):
     """
     gradient, trial_gradient, trial_H = np.empty(4), np.empty(4), np.empty((4, 4))
     trial, damped, step = np.empty(4), np.empty((4, 4)), np.empty(4)
+    decay = np.empty((2, protocol.steps.shape[1]))
     damping, best, S0 = 1e-3, np.inf, 0.0
     for i in range(P):
         trial[i] = theta[i]
     for _ in range(STEPS):
         if P == 3:
-            value, c = _gaussian_fit(trial, signal, square, protocol, draws, trial_gradient, trial_H)
+            value, c = _gaussian_fit(trial, signal, square, protocol, draws, trial_gradient, trial_H, decay)
         else:
             value, c = _rician_fit(trial, signal, protocol, draws, trial_gradient, trial_H), trial[3]
         for i in range(3):
@@ -183,13 +214,16 @@ def lone_mode(start, signal, square, protocol, draws, P, mode, L):
     noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
     around, centre = draws.middle[3], draws.centre[1]
     y, best, damping, trial = start, np.inf, 1e-3, start
-    gradient, H = 0.0, 1.0
+    gradient, H, decay = 0.0, 1.0, np.empty(protocol.steps.shape[1])
     for _ in range(STEPS):
         D = math.exp(trial)
+        _fill_decays(D, protocol, decay)
         G = gs = s1 = g1 = h11 = 0.0
+        g = 1.0
         for k in range(protocol.b.size):
-            b, W = protocol.b[k], protocol.weight[k]
-            g = math.exp(-b * D)
+            b, W, s = protocol.b[k], protocol.weight[k], int(protocol.step[k])
+            if s >= 0:
+                g *= decay[s]
             d = -b * D * g
             G += W * g * g
             gs += signal[k] * g
@@ -220,10 +254,12 @@ def lone_mode(start, signal, square, protocol, draws, P, mode, L):
 
 
 @jit
-def _objective(theta, merged, raw, square, protocol, draws, P, gradient, H):
+def _objective(theta, merged, raw, square, protocol, draws, P, gradient, H, decay):
     """Half of -2 log posterior, S0 profiled out (Gaussian noise) or the last of theta."""
     if P == 3:
-        value, _ = _gaussian_fit(theta, merged, square, protocol, draws, gradient, H)
+        noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
+        G, gs = curve_products(theta, merged, protocol, decay)
+        value = 0.5 * noise * (square + ratio * m * m - (ratio * m + gs) ** 2 / (G + ratio))
     else:
         value = _rician_fit(theta, raw, protocol, draws, gradient, H)
     for i in range(3):
@@ -236,6 +272,7 @@ def _objective(theta, merged, raw, square, protocol, draws, P, gradient, H):
 def fit_stretch(mode, L, objective, merged, raw, square, protocol, draws, P, stretch):
     """How much wider than the Hessian says the posterior is, to each side along each of its axes."""
     gradient, H, axis, trial = np.empty(4), np.empty((4, 4)), np.empty(4), np.empty(4)
+    decay = np.empty((2, protocol.steps.shape[1]))
     for j in range(P):
         for i in range(P - 1, -1, -1):
             axis[i] = 1.0 if i == j else 0.0
@@ -245,6 +282,6 @@ def fit_stretch(mode, L, objective, merged, raw, square, protocol, draws, P, str
         for side in range(2):
             for i in range(P):
                 trial[i] = mode[i] + (2 * side - 1) * STRIDE * axis[i]
-            rise = _objective(trial, merged, raw, square, protocol, draws, P, gradient, H) - objective
+            rise = _objective(trial, merged, raw, square, protocol, draws, P, gradient, H, decay) - objective
             fall = 2.0 * rise / STRIDE**2
             stretch[j, side] = 1.0 / math.sqrt(min(max(fall, 0.25), 2.0)) if math.isfinite(fall) else 1.0

@@ -246,8 +246,7 @@ def _add_students(count, mode, factor, share, P, x, density, work):
 def _weigh(count, signal, square, protocol, draws, density, work):
     """Evaluate the draws in ``work.x``, weight them over the density of their proposal, keep its log."""
     evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
-    for o in range(0, count, WIDTH):
-        logarithms(density[o : o + WIDTH], work.log_q[o : o + WIDTH], work.bits[0])
+    logarithms(density[:count], work.log_q[:count])
     for s in range(count):
         work.log_w[s] -= work.log_q[s]
     return finish_weights(count, work.log_w, work.w, work)

@@ -95,7 +95,7 @@ def _accumulate(kernel, taps, counts, smooth, cumulative):
 
 
 @jit
-def _fill_edges(low, width, kind, edges, values, bits):
+def _fill_edges(low, width, kind, edges, values):
     """Fill the parameter's value at the edges of the bins."""
     sign = -1.0 if kind == 0 else 1.0
     for i in range(BINS + 1):
@@ -104,7 +104,7 @@ def _fill_edges(low, width, kind, edges, values, bits):
         for i in range(BINS + 1):
             values[i] = edges[i]
     else:
-        exponentials(edges[: BINS + 1], values[: BINS + 1], bits)
+        exponentials(edges[: BINS + 1], values[: BINS + 1])
     if kind == 0:
         for i in range(BINS + 1):
             values[i] = 1.0 / (1.0 + values[i])
@@ -163,7 +163,7 @@ def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
         kernel, taps = _shared_kernel(bandwidth, work.bins)
     _accumulate(kernel, taps, counts, smooth, cumulative)
     out[2] = _back(low + width * _crossing(cumulative, 0.5, 0), kind)
-    _fill_edges(low, width, kind, counts, values, work.long_bits)
+    _fill_edges(low, width, kind, counts, values)
     edge = _shortest(interval, cumulative, values, smooth)
     i = int(math.floor(edge))
     level = cumulative[i] + (edge - i) * (cumulative[i + 1] - cumulative[i])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from ivimbayes.kernel_data import CLASSES, WIDTH
-from ivimbayes.lanes import exponentials, jit, logarithms, sum_jit
+from ivimbayes.lanes import exponential, jit, logarithm, sum_jit
 
 
 @sum_jit
@@ -39,15 +39,11 @@ def _weighted(w, x, shift):
 
 
 @jit
-def normalise(count, log_w, w, work):
+def normalise(count, log_w, w):
     """Weights over their largest, whose log is returned with their sum and that of their squares."""
     top = _largest(log_w[:count])
-    for o in range(0, count, WIDTH):
-        n = min(WIDTH, count - o)
-        lanes = work.sums[0, :n]
-        for i in range(n):
-            lanes[i] = log_w[o + i] - top
-        exponentials(lanes, w[o : o + n], work.bits[0, :n])
+    for s in range(count):
+        w[s] = exponential(log_w[s] - top)
     total, squares = total_and_squares(w[:count])
     return top, total, squares
 
@@ -144,7 +140,7 @@ def _fill_tail(count, w, M, work):
 
 
 @jit
-def _fit_tail(n, M, cutoff, quartile, tail, scratch, bits):
+def _fit_tail(n, M, cutoff, quartile, tail, scratch):
     """Mean of theta over the grid of Zhang and Stephens, by its profile likelihood of the n excesses."""
     theta, products, sums, logs = scratch[0], scratch[1], scratch[2], scratch[3]
     m = 30 + int(math.sqrt(M))
@@ -160,26 +156,29 @@ def _fit_tail(n, M, cutoff, quartile, tail, scratch, bits):
         for j in range(lanes):
             products[j] *= 1.0 - theta[j] * x
         if i % 8 == 7 or i == n - 1:
-            logarithms(products[:lanes], logs[:lanes], bits[:lanes])
             for j in range(lanes):
-                sums[j] += logs[j]
+                sums[j] += logarithm(products[j])
             for j in range(lanes):
                 products[j] = 1.0
     for j in range(lanes):
-        products[j] = -theta[j] * M / sums[j]
-    logarithms(products[:lanes], logs[:lanes], bits[:lanes])
-    top = -np.inf
+        logs[j] = M * (logarithm(-theta[j] * M / sums[j]) - 1.0) - sums[j]
+    top = _largest(logs[:lanes])
     for j in range(lanes):
-        logs[j] = M * (logs[j] - sums[j] / M - 1.0)
-        top = max(top, logs[j])
-    for j in range(lanes):
-        logs[j] -= top
-    exponentials(logs[:lanes], products[:lanes], bits[:lanes])
+        products[j] = exponential(logs[j] - top)
     weight = centre = 0.0
     for j in range(m):
         weight += products[j]
         centre += products[j] * theta[j]
     return centre / weight
+
+
+@sum_jit
+def _log_sum(theta, x):
+    """Sum of ln(1 - theta x)."""
+    total = 0.0
+    for i in range(x.size):
+        total += logarithm(1.0 - theta * x[i])
+    return total
 
 
 @jit
@@ -193,23 +192,15 @@ def _pareto_k(count, w, work):
     n, cutoff, quartile = _fill_tail(count, w, M, work)
     if not 1.0 - cutoff > 1e-12:
         return -np.inf
-    theta = _fit_tail(n, M, cutoff, quartile, work.tail, work.sums, work.bits[0])
-    products, logs = work.sums[1], work.sums[3]
-    for j in range(WIDTH):
-        products[j] = 1.0
-    for i in range(n):
-        products[i % WIDTH] *= 1.0 - theta * work.tail[i]
-    logarithms(products, logs, work.bits[0])
-    k = 0.0
-    for j in range(WIDTH):
-        k += logs[j]
+    theta = _fit_tail(n, M, cutoff, quartile, work.tail, work.sums)
+    k = _log_sum(theta, work.tail[:n])
     return (k + 5.0) / (M + 10.0)
 
 
 @jit
 def finish_weights(count, log_w, w, work):
     """Weights, and top, sum, effective number and Pareto k of them."""
-    top, total, squares = normalise(count, log_w, w, work)
+    top, total, squares = normalise(count, log_w, w)
     if not (math.isfinite(top) and total > 0.0):
         return top, 0.0, 0.0, np.inf
     return top, total, total * total / squares, _pareto_k(count, w, work)

@@ -34,7 +34,7 @@ class Shape(NamedTuple):
         Shares (fraction over the fraction before), distances of the rates, kurtosis.
     weight, rate : ndarray (C, lane)
     decay : ndarray (C, M, lane)
-    x, y, bits : ndarray (row, lane)
+    x, y : ndarray (row, lane)
     sums : ndarray (2 C + 1, lane)
     """
 
@@ -44,7 +44,6 @@ class Shape(NamedTuple):
     decay: np.ndarray
     x: np.ndarray
     y: np.ndarray
-    bits: np.ndarray
     sums: np.ndarray
 
 
@@ -65,7 +64,6 @@ def make_shape(form, measurements, steps, lanes):
         np.empty((C, measurements, lanes)),
         np.empty((rows, lanes)),
         np.empty((rows, lanes)),
-        np.empty((rows, lanes), np.int64),
         np.empty((2 * C + 1, lanes)),
     )
 
@@ -79,7 +77,7 @@ def _values(form, theta, shape):
         sign = -1.0 if i < F else 1.0
         for w in range(lanes):
             x[i, w] = sign * theta[i, w]
-    exponentials(x[:P].ravel(), value.ravel(), shape.bits[:P].ravel())
+    exponentials(x[:P].ravel(), value.ravel())
     for w in range(lanes):
         weight[0, w] = 1.0
     for i in range(F):
@@ -111,14 +109,14 @@ def _decays(form, b, step, steps, left, right, shape):
                 v = min(b[k] * rate[0, w], 3.0 / slow[w])
                 row[w] = v * (v * slow[w] / 6.0 - 1.0)
         decay = shape.decay[0]
-        exponentials(x[: b.size].ravel(), decay.ravel(), shape.bits[: b.size].ravel())
+        exponentials(x[: b.size].ravel(), decay.ravel())
     while n < S and left[n] < 0:
         for c in range(R):
             row, each = x[R * n + c], rate[c]
             for w in range(lanes):
                 row[w] = -steps[n] * each[w]
         n += 1
-    exponentials(x[: R * n].ravel(), y[: R * n].ravel(), shape.bits[: R * n].ravel())
+    exponentials(x[: R * n].ravel(), y[: R * n].ravel())
     for s in range(n, S):
         i, j = int(left[s]), int(right[s])
         for c in range(R):
@@ -292,7 +290,6 @@ def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
     z, u, p, slope, far_p, far_slope, product, logs = (
         work[0], work[1], work[2], work[3], work[4], work[5], work[6], work[7],
     )  # fmt: skip
-    bits = np.empty(lanes, np.int64)
     precision = 1.0 / variance
     for w in range(lanes):
         S0_bar[w] = 0.0
@@ -333,7 +330,7 @@ def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
             bars[1, w] += present[w] * (square - z[w] * slope[w] - 1.0) * precision
             bars[3, w] -= present[w] * square
         if (k + 1) % TOGETHER == 0 or k + 1 == curve.shape[0]:
-            logarithms(product, logs, bits)
+            logarithms(product, logs)
             for w in range(lanes):
                 bars[3, w] += present[w] * 0.5 * logs[w]
                 product[w] = 1.0
@@ -346,7 +343,6 @@ def student_t(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, wor
     """Student-t noise given S0, as `rician`, without half of ln variance."""
     lanes = curve.shape[1]
     ratio, logs, scale = work[0], work[1], 1.0 / (T_NU * variance)
-    bits = np.empty(lanes, np.int64)
     for w in range(lanes):
         S0_bar[w] = 0.0
     for k in range(curve.shape[0]):
@@ -358,7 +354,7 @@ def student_t(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, wor
             out[w] = pull * S0[w]
             S0_bar[w] += pull * g[w]
             bars[1, w] += present[w] * 0.5 * (pull * e - 1.0) / variance
-        logarithms(ratio, logs, bits)
+        logarithms(ratio, logs)
         for w in range(lanes):
             bars[3, w] -= present[w] * 0.5 * (T_NU + 1.0) * logs[w]
     for w in range(lanes):
