@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from ivimbayes.kernel import COLUMNS, EFFECTIVE, EVIDENCE, FIELDS, K_HAT, SQUARE, voxel_posteriors
-from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol
+from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol, make_work
 from ivimbayes.maps import MAPPED, NAMES, STATUS
 from ivimbayes.populations import Population
 
@@ -141,7 +141,7 @@ def _voxels(signal: np.ndarray, where: np.ndarray, label: int, task: Task) -> tu
         merged, y, (weighted * y).sum(axis=1), np.ravel_multi_index(tuple(where.T), task.shape),
         _own(signal, where, population), protocol, draws, few, many, make_points(dims, count, seed),
         make_points(dims, ROBUST_FACTOR * count, seed), make_points(dims - 2, LONE_DRAWS, seed),
-        task.interval, BANDWIDTH, seed, out, kept,
+        task.interval, BANDWIDTH, seed, make_work(protocol, ROBUST_FACTOR * count), out, kept,
     )  # fmt: skip
     out[:, 3 * FIELDS : 4 * FIELDS] *= scale
     kept[:, 3] *= scale

@@ -18,7 +18,7 @@ import numba as nb
 import numpy as np
 
 from ivimbayes.correlation import beta_shapes
-from ivimbayes.lanes import B_DIGITS, KEEP, jit, step_table
+from ivimbayes.lanes import B_DIGITS, KEEP, allocating_jit, step_table
 from ivimbayes.likelihood import (
     NOISE_KINDS,
     Form,
@@ -211,7 +211,7 @@ def _in_lanes(values: Array, lanes: int) -> Array:
     return np.moveaxis(filled.reshape(blocks, lanes, *values.shape[1:]), 1, -1)
 
 
-@jit
+@allocating_jit
 def _unpack(block):
     """Make views of the parts of a block from `pack_region`."""
     lanes, V, P, M, S = int(block[1]), int(block[2]), int(block[3]), int(block[4]), int(block[5])
@@ -253,7 +253,7 @@ def _unpack(block):
     )
 
 
-@jit
+@allocating_jit
 def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
     lanes = z.shape[1]
@@ -268,7 +268,7 @@ def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     solve_upper(F, inverse, a, theta)
 
 
-@jit
+@allocating_jit
 def _read_z(x, start, count, z):
     """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
     P, lanes = z.shape
@@ -283,7 +283,7 @@ def _read_z(x, start, count, z):
 # ---------------------------------------------------------------- the region
 
 
-@jit
+@allocating_jit
 def _hyperparameters(x, region):
     """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma) and the number of coordinates they take."""
     P, pairs = region.centre.size, region.shapes.size
@@ -296,7 +296,7 @@ def _hyperparameters(x, region):
     return x[:P], np.exp(x[P : 2 * P]), np.tanh(0.5 * x[2 * P : h]), three, h + 3
 
 
-@jit
+@allocating_jit
 def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, out):
     """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
     P, root, present = region.centre.size, region.root[block], region.present[block]
@@ -320,7 +320,7 @@ def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve,
     signal_adjoint(region.form, curve_bar, root, region.b, shape, out)
 
 
-@jit
+@allocating_jit
 def _population(theta, mu, S, P, nu, present, d, Sd, theta_bar, mu_sum, S_sum, total, work):
     """Density of theta, and S0 after it, given the population; adjoints added."""
     Q, lanes = theta.shape
@@ -365,7 +365,7 @@ def _population(theta, mu, S, P, nu, present, d, Sd, theta_bar, mu_sum, S_sum, t
                 S_sum[i, j, w] -= 0.5 * weight[w] * d[i, w] * d[j, w]
 
 
-@jit
+@allocating_jit
 def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_bar):
     """Sum the voxels' densities; set the gradient in z, add adjoints of the hyperparameters."""
     lanes = region.present.shape[1]
@@ -446,7 +446,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
     return total
 
 
-@jit
+@allocating_jit
 def _noise_logs(region):
     """How often ln variance is taken off a voxel's density."""
     if region.noise == GAUSSIAN:
@@ -454,7 +454,7 @@ def _noise_logs(region):
     return region.measurements if region.noise == RICIAN else 0.5 * region.measurements
 
 
-@jit
+@allocating_jit
 def _population_of(mu, sd, r, three, Q):
     """Mean, Cholesky factor L and inverse covariance of a voxel's latents, that of theta without S0 first."""
     P = mu.size
@@ -468,7 +468,7 @@ def _population_of(mu, sd, r, three, Q):
     return means, L, inverse_gram(L)
 
 
-@jit
+@allocating_jit
 def log_density(x, gradient, block):
     """Log-density of a region and its gradient.
 
@@ -534,7 +534,7 @@ def log_density(x, gradient, block):
     return total
 
 
-@jit
+@allocating_jit
 def _of_draws(x, block):
     """Give theta with S0 (draw, voxel, latent); log-likelihood, mean and precision of S0, (draw, voxel)."""
     region = _unpack(block)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from ivimbayes.kernel_averages import log_means, mean_weights, over_draws
-from ivimbayes.kernel_data import BINS, CLASSES, TAPS, WIDTH, Work
+from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_density import evaluate_lone
 from ivimbayes.kernel_modes import curve_products, lone_mode
 from ivimbayes.kernel_passes import (
@@ -35,14 +35,9 @@ COLUMNS = 4 * FIELDS + 5
 
 
 @jit
-def _at_least(matrix, rows):
-    return matrix if matrix.shape[0] >= rows else np.empty((rows, WIDTH))
-
-
-@jit
 def voxel_posteriors(
     merged, raw, square, identity, own, protocol, draws, few, many, points, more_points, lone_points,
-    interval, bandwidth, seed, out, kept,
+    interval, bandwidth, seed, work, out, kept,
 ):  # fmt: skip
     """Summarise the posterior of every voxel.
 
@@ -69,6 +64,8 @@ def voxel_posteriors(
         Smoothing of a parameter's density, in its standard deviations.
     seed : int
         Of the kept draws.
+    work : Work
+        Scratch, for as many draws as `more_points` has.
     out : ndarray (voxel, COLUMNS)
         Filled: mean, sd, median, low and high of f, D, D*, S0; `K_HAT`, `EVIDENCE` (log of two compartments'
         over one's), `EFFECTIVE` draws, `SQUARE` (least squared residual over sigma²), `PASSES`.
@@ -76,18 +73,8 @@ def voxel_posteriors(
         Filled with draws.
     """
     N, P = points.log_q.size, 4 if protocol.rician == 1 else 3
-    largest, lone_count = max(N, more_points.log_q.size), lone_points.log_q.size
-    M, S = protocol.b.size, protocol.steps.shape[1]
-    work = Work(
-        np.zeros((4, largest)), np.zeros((4, largest)), np.zeros(largest), np.empty(largest),
-        np.empty(largest), np.empty(largest), np.empty(largest), np.empty((2 * S, WIDTH)),
-        np.empty((M, WIDTH)), np.empty(WIDTH), np.empty(WIDTH), np.empty((4, WIDTH)),
-        np.zeros((7, BINS + 2 * TAPS + 1)), np.empty(WIDTH, np.int32), np.empty(CLASSES, np.int32),
-        np.empty(largest + 1), np.empty(largest + 1),
-    )  # fmt: skip
-    theta, L, H, stretch = np.zeros(4), np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 2))
-    ones, decay = np.ones((4, 2)), np.empty((2, S))
-    matrix, normaliser, lone_normaliser = np.empty((0, WIDTH)), np.empty(WIDTH), np.empty(WIDTH)
+    lone_count, theta, L = lone_points.log_q.size, work.theta, work.L
+    matrix, normaliser, lone_normaliser = work.matrix, work.normaliser, work.lone_normaliser
     for v in range(merged.shape[0]):
         row, signal, yy = out[v], merged[v], square[v]
         for i in range(COLUMNS):
@@ -95,10 +82,10 @@ def voxel_posteriors(
         count, passes, fitted, used, drawn = N, 1, own[v] and P == 3, draws, points
         while True:
             top, total, effective, k = first_pass(
-                count, theta, signal, raw[v], yy, protocol, used, drawn, L, H, stretch, work
+                count, theta, signal, raw[v], yy, protocol, used, drawn, work
             )
             if fitted and total > 0.0:
-                matrix, before = _at_least(matrix, max(count, lone_count)), k
+                before = k
                 top, total, effective, k = mean_weights(count, True, yy, used, few, matrix, normaliser, work)
                 k = min(
                     k, before
@@ -112,7 +99,7 @@ def voxel_posteriors(
             top, total, effective, k = robust_pass(signal, raw[v], yy, protocol, many, more_points, work)
             uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws
             if total > 0.0 and P == 3 and (fitted or uncertain):
-                matrix, before = _at_least(matrix, count), k
+                before = k
                 top, total, effective, k = mean_weights(
                     count, fitted, yy, many, few, matrix, normaliser, work
                 )
@@ -122,10 +109,13 @@ def voxel_posteriors(
             continue
         evidence = top + math.log(total / count)
         if passes == 2:
-            s = np.argmax(work.log_w[:count] + work.log_q[:count])
+            best = 0
+            for s in range(1, count):
+                higher = work.log_w[s] + work.log_q[s] > work.log_w[best] + work.log_q[best]
+                best = s if higher else best
             for i in range(3):
-                theta[i] = work.x[i, s]
-        G, gs = curve_products(theta, signal, protocol, decay)
+                theta[i] = work.x[i, best]
+        G, gs = curve_products(theta, signal, protocol, work.search[12:14])
         row[SQUARE] = used.middle[0] * (yy - gs * gs / G)
         # logit f, ln D and ln D* in x; of S0 the mean given each draw
         logarithms(work.value[2, :count], work.square[:count])
@@ -149,8 +139,8 @@ def voxel_posteriors(
                 kept[v],
             )  # fmt: skip
         # one compartment
-        lone_mode(draws.centre[1], signal, yy, protocol, draws, P - 2, theta, L)
-        spread(theta, L, ones, lone_points, P - 2, 0, lone_count, work.x)
+        lone_mode(draws.centre[1], signal, yy, protocol, draws, P - 2, theta, L, work.search)
+        spread(theta, L, work.ones, lone_points, P - 2, 0, lone_count, work.x)
         evaluate_lone(
             lone_count, raw[v] if P == 4 else signal, yy, protocol, draws, work.x, work.value, work.given,
             work.log_w, work,
@@ -163,9 +153,10 @@ def voxel_posteriors(
                 lone_count, True, work.x, work.value[3], work.given, yy, draws, few, 0, matrix, work
             )  # fmt: skip
             log_means(lone_count, work.square, matrix, lone_normaliser, work)
-            highest = (lone_normaliser - normaliser).max()
-            mean = np.exp(lone_normaliser - normaliser - highest).mean()
-            row[EVIDENCE] = -(highest + math.log(mean))
+            for r in range(WIDTH):
+                lone_normaliser[r] -= normaliser[r]
+            highest, all_draws, _ = normalise(WIDTH, lone_normaliser, work.w)
+            row[EVIDENCE] = -(highest + math.log(all_draws / WIDTH))
         else:
             for s in range(lone_count):
                 work.log_w[s] -= work.square[s]

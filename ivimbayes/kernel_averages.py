@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from ivimbayes.kernel_data import WIDTH
-from ivimbayes.kernel_weights import finish_weights, total_and_squares
+from ivimbayes.kernel_weights import finish_weights, largest, total_and_squares
 from ivimbayes.lanes import exponential, jit, logarithm
 
 
@@ -69,7 +69,7 @@ def mean_weights(count, own, square, draws, few, matrix, normaliser, work):
         )  # fmt: skip
         log_means(count, work.log_q, matrix, normaliser, work)
         if not own:
-            top = normaliser.max()
+            top = largest(normaliser)
             for r in range(WIDTH):
                 normaliser[r] = top
         for s in range(count):

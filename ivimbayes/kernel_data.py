@@ -111,7 +111,30 @@ class Points(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Scratch of one thread."""
+    """Scratch of one thread, for N draws: see `make_work`.
+
+    Attributes
+    ----------
+    x, value : ndarray (4, N)
+        Theta (and S0, Rician noise) of the draws; their f, D, D*, S0.
+    given, log_w, w, square, log_q : ndarray (N,)
+    power : ndarray (2 S, WIDTH)
+        Decays over the steps between b values.
+    curve : ndarray (M, WIDTH)
+    slow, fast : ndarray (WIDTH,)
+    sums : ndarray (4, WIDTH)
+    bins : ndarray (7, BINS + 2 TAPS + 1)
+    place, counts : ndarray of int
+    tail, rest : ndarray (N + 1,)
+    theta : ndarray (4,)
+    L, H : ndarray (4, 4)
+    stretch, ones : ndarray (4, 2)
+    search : ndarray (14, 4 or S)
+        For `find_mode`.
+    matrix : ndarray (N, WIDTH)
+        Used for few voxels; its memory is taken when it is.
+    normaliser, lone_normaliser : ndarray (WIDTH,)
+    """
 
     x: Array
     value: Array
@@ -130,6 +153,28 @@ class Work(NamedTuple):
     counts: np.ndarray
     tail: Array
     rest: Array
+    theta: Array
+    L: Array
+    H: Array
+    stretch: Array
+    ones: Array
+    search: Array
+    matrix: Array
+    normaliser: Array
+    lone_normaliser: Array
+
+
+def make_work(protocol: Protocol, count: int) -> Work:
+    """Allocate scratch for `count` draws."""
+    M, S = len(protocol.b), protocol.steps.shape[1]
+    return Work(
+        np.zeros((4, count)), np.zeros((4, count)), np.zeros(count), np.empty(count), np.empty(count),
+        np.empty(count), np.empty(count), np.empty((2 * S, WIDTH)), np.empty((M, WIDTH)), np.empty(WIDTH),
+        np.empty(WIDTH), np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 1)), np.empty(WIDTH, np.int32),
+        np.empty(CLASSES, np.int32), np.empty(count + 1), np.empty(count + 1), np.zeros(4), np.zeros((4, 4)),
+        np.zeros((4, 4)), np.ones((4, 2)), np.ones((4, 2)), np.empty((14, max(4, S))),
+        np.empty((count, WIDTH)), np.empty(WIDTH), np.empty(WIDTH),
+    )  # fmt: skip
 
 
 def make_protocol(b: Array, averages: Array, rician: bool = False) -> Protocol:

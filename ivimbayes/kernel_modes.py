@@ -146,14 +146,13 @@ def cholesky(A, P, L):
 
 
 @jit
-def find_mode(theta, signal, square, protocol, draws, P, H, L):
+def find_mode(theta, signal, square, protocol, draws, P, H, L, search):
     """Move theta to the mode (Levenberg-Marquardt); leave the Cholesky factor of the Hessian there in L.
 
-    Returns the objective, infinite where it failed.
+    Returns the objective, infinite where it failed, and S0. ``search`` is scratch, see `Work`.
     """
-    gradient, trial_gradient, trial_H = np.empty(4), np.empty(4), np.empty((4, 4))
-    trial, damped, step = np.empty(4), np.empty((4, 4)), np.empty(4)
-    decay = np.empty((2, protocol.steps.shape[1]))
+    gradient, trial_gradient, trial, step = search[0], search[1], search[2], search[3]
+    trial_H, damped, decay = search[4:8], search[8:12], search[12:14]
     damping, best, S0 = 1e-3, np.inf, 0.0
     for i in range(P):
         trial[i] = theta[i]
@@ -209,12 +208,12 @@ def find_mode(theta, signal, square, protocol, draws, P, H, L):
 
 
 @jit
-def lone_mode(start, signal, square, protocol, draws, P, mode, L):
+def lone_mode(start, signal, square, protocol, draws, P, mode, L, search):
     """Mode of ln D and S0 of one compartment under Gaussian noise, and the factor of the Hessian there."""
     noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
     around, centre = draws.middle[3], draws.centre[1]
     y, best, damping, trial = start, np.inf, 1e-3, start
-    gradient, H, decay = 0.0, 1.0, np.empty(protocol.steps.shape[1])
+    gradient, H, decay = 0.0, 1.0, search[12]
     for _ in range(STEPS):
         D = math.exp(trial)
         _fill_decays(D, protocol, decay)
@@ -269,10 +268,9 @@ def _objective(theta, merged, raw, square, protocol, draws, P, gradient, H, deca
 
 
 @jit
-def fit_stretch(mode, L, objective, merged, raw, square, protocol, draws, P, stretch):
+def fit_stretch(mode, L, objective, merged, raw, square, protocol, draws, P, stretch, search):
     """How much wider than the Hessian says the posterior is, to each side along each of its axes."""
-    gradient, H, axis, trial = np.empty(4), np.empty((4, 4)), np.empty(4), np.empty(4)
-    decay = np.empty((2, protocol.steps.shape[1]))
+    gradient, axis, trial, H, decay = search[0], search[2], search[3], search[4:8], search[12:14]
     for j in range(P):
         for i in range(P - 1, -1, -1):
             axis[i] = 1.0 if i == j else 0.0

@@ -9,7 +9,7 @@ from ivimbayes.kernel_data import NU, WIDTH
 from ivimbayes.kernel_density import evaluate
 from ivimbayes.kernel_modes import cholesky, find_mode, fit_stretch
 from ivimbayes.kernel_weights import finish_weights, moments, total_and_squares
-from ivimbayes.lanes import jit, logarithms
+from ivimbayes.lanes import allocating_jit, jit, logarithms
 
 PROPOSALS, KERNELS, ROUNDS = 6, 64, 4  # of the second pass: at first, later, and how often
 ENOUGH, ENOUGH_K = 0.6, 0.6  # share of effective draws and Pareto k that spare a voxel the second pass
@@ -42,17 +42,17 @@ def log_determinant(L, P):
 
 
 @jit
-def first_pass(count, theta, merged, raw, square, protocol, draws, points, L, H, stretch, work):
+def first_pass(count, theta, merged, raw, square, protocol, draws, points, work):
     """Weighted draws around the mode, which theta is set to. Returns as `finish_weights`; top of evidence."""
-    P = 4 if protocol.rician == 1 else 3
+    P, L, H, stretch = 4 if protocol.rician == 1 else 3, work.L, work.H, work.stretch
     for i in range(3):
         theta[i] = draws.centre[i]
-    objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L)
+    objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L, work.search)
     if P == 4:
-        objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L)
+        objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L, work.search)
     if not math.isfinite(objective):
         return -np.inf, 0.0, 0.0, np.inf
-    fit_stretch(theta, L, objective, merged, raw, square, protocol, draws, P, stretch)
+    fit_stretch(theta, L, objective, merged, raw, square, protocol, draws, P, stretch, work.search)
     spread(theta, L, stretch, points, P, 0, count, work.x)
     signal = raw if P == 4 else merged
     evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
@@ -80,8 +80,8 @@ def _is_known(theta, modes, n):
     return False
 
 
-@jit
-def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share):
+@allocating_jit
+def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share, work):
     """Find the modes from seven starts; they and the population, last, make a mixture. Returns its parts."""
     theta, L, H, n, lowest = np.empty(4), np.zeros((4, 4)), np.empty((4, 4)), 0, np.inf
     for start in range(7):
@@ -90,9 +90,9 @@ def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, sh
         if start > 0:
             axis = (start - 1) // 2
             theta[axis] += (2.0 if start % 2 else -2.0) / math.sqrt(draws.around[axis, axis])
-        objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L)
+        objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L, work.search)
         if P == 4:
-            objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L)
+            objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L, work.search)
         if not math.isfinite(objective) or n == PROPOSALS - 2 or _is_known(theta, modes, n):
             continue
         for i in range(P):
@@ -125,7 +125,7 @@ def _spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
         edge = next_edge
 
 
-@jit
+@allocating_jit
 def _narrow_proposals(count, total, narrow, P, centres, factor, work):
     """Centres of narrow proposals, draws of the posterior so far, and their common factor; whether it is one.
 
@@ -158,14 +158,14 @@ def _narrow_proposals(count, total, narrow, P, centres, factor, work):
     return True
 
 
-@jit
+@allocating_jit
 def robust_pass(merged, raw, square, protocol, draws, points, work):
     """Weighted draws from a mixture of all modes and the population, adapted while Pareto k is large."""
     P, count = 4 if protocol.rician == 1 else 3, points.log_q.size
     signal, density = raw if P == 4 else merged, work.square
     modes, factors = np.empty((PROPOSALS, 4)), np.zeros((PROPOSALS, 4, 4))
     share, ones = np.zeros(PROPOSALS), np.ones((4, 2))
-    n = _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share)
+    n = _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share, work)
     _spread_parts(modes, factors, share, n, 0, count, P, points, ones, work.x)
     for s in range(count):
         density[s] = 0.0
@@ -197,7 +197,7 @@ def robust_pass(merged, raw, square, protocol, draws, points, work):
     return result
 
 
-@jit
+@allocating_jit
 def _population_factor(draws, P, centre, L):
     """Mean of the population and the Cholesky factor of its inverse covariance."""
     A = np.zeros((4, 4))

@@ -7,7 +7,7 @@ import numpy as np
 
 from ivimbayes.kernel_data import BINS, TAPS, WIDTH
 from ivimbayes.kernel_weights import moments
-from ivimbayes.lanes import exponentials, jit
+from ivimbayes.lanes import allocating_jit, exponentials, jit
 
 REACH = 4.8  # half the range of the bins, in sd
 AROUND = 2  # bins to each side of the shortest interval that a parabola is laid through
@@ -182,7 +182,7 @@ def _next_random(state):
     return state, (z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@jit
+@allocating_jit
 def resample(count, w, total, value, given, normal, rician, identity, seed, kept):
     """Equally weighted draws in random order, kept (parameter, draw)."""
     state = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(identity)

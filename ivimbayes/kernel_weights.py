@@ -6,11 +6,12 @@ import math
 import numpy as np
 
 from ivimbayes.kernel_data import CLASSES, WIDTH
-from ivimbayes.lanes import exponential, jit, logarithm, sum_jit
+from ivimbayes.lanes import allocating_jit, exponential, jit, logarithm, sum_jit
 
 
 @sum_jit
-def _largest(x):
+def largest(x):
+    """Find the largest number."""
     top = x[0]
     for i in range(x.size):
         top = max(top, x[i])
@@ -41,7 +42,7 @@ def _weighted(w, x, shift):
 @jit
 def normalise(count, log_w, w):
     """Weights over their largest, whose log is returned with their sum and that of their squares."""
-    top = _largest(log_w[:count])
+    top = largest(log_w[:count])
     for s in range(count):
         w[s] = exponential(log_w[s] - top)
     total, squares = total_and_squares(w[:count])
@@ -75,7 +76,7 @@ def spread_error(count, w, total, x):
     return 0.5 * math.sqrt(_fourth(w[:count], x[:count], mean, variance)) / (total * variance)
 
 
-@jit
+@allocating_jit
 def _ranked(above, low, high, n, x, scratch):
     """Find the number at a rank among those from low to below high: as many as `above` are not below it."""
     m = 0
@@ -162,7 +163,7 @@ def _fit_tail(n, M, cutoff, quartile, tail, scratch):
                 products[j] = 1.0
     for j in range(lanes):
         logs[j] = M * (logarithm(-theta[j] * M / sums[j]) - 1.0) - sums[j]
-    top = _largest(logs[:lanes])
+    top = largest(logs[:lanes])
     for j in range(lanes):
         products[j] = exponential(logs[j] - top)
     weight = centre = 0.0

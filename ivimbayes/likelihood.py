@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.lanes import exponentials, jit, logarithms
+from ivimbayes.lanes import allocating_jit, exponentials, logarithms
 from ivimbayes.noise import BESSEL_HIGH, BESSEL_LOW, BESSEL_SPLIT, T_NU
 from ivimbayes.signals import Signal
 
@@ -52,7 +52,7 @@ def form_of(signal: Signal) -> Form:
     return Form(signal.fractions, signal.rates, int(signal.kurtosis))
 
 
-@jit
+@allocating_jit
 def make_shape(form, measurements, steps, lanes):
     """Allocate the scratch of `signal_curve`."""
     C, P = form.fractions + 1, form.fractions + form.rates + form.kurtosis
@@ -68,7 +68,7 @@ def make_shape(form, measurements, steps, lanes):
     )
 
 
-@jit
+@allocating_jit
 def _values(form, theta, shape):
     """Fill value, weight and rate."""
     F, R, P, lanes = form.fractions, form.rates, shape.value.shape[0], theta.shape[1]
@@ -96,7 +96,7 @@ def _values(form, theta, shape):
                 rate[c, w] += rate[c - 1, w]
 
 
-@jit
+@allocating_jit
 def _decays(form, b, step, steps, left, right, shape):
     """Fill decay: running products over the steps between b values, few, some sums of two others."""
     F, R, S, lanes = form.fractions, form.rates, steps.size, shape.rate.shape[1]
@@ -144,7 +144,7 @@ def _decays(form, b, step, steps, left, right, shape):
             shape.decay[c, k, :] = 1.0 if b[k] == 0.0 else 0.0
 
 
-@jit
+@allocating_jit
 def signal_curve(form, theta, root, b, step, steps, left, right, curve, shape):
     """Curve times root for theta (parameter, lane), as `ivimbayes.signals.Signal.curve`."""
     _values(form, theta, shape)
@@ -165,7 +165,7 @@ def signal_curve(form, theta, root, b, step, steps, left, right, curve, shape):
                 out[w] += r[w] * weight[c, w] * decay[c, k, w]
 
 
-@jit
+@allocating_jit
 def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
     """Adjoint of theta from that of the weighted curve."""
     F, R, lanes = form.fractions, form.rates, root.shape[1]
@@ -219,7 +219,7 @@ def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
 # ---------------------------------------------------------------- noise
 
 
-@jit
+@allocating_jit
 def gaussian(
     signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
 ):
@@ -258,7 +258,7 @@ def gaussian(
         bars[3, w] -= present[w] * 0.5 * (q + d * d * S0_variance)
 
 
-@jit
+@allocating_jit
 def _polynomial(u, coefficients, p, slope):
     """Set p and slope to a polynomial of u and its derivative; the number of coefficients is 4 n + 1."""
     top = len(coefficients) - 1
@@ -279,7 +279,7 @@ def _polynomial(u, coefficients, p, slope):
             p[w] = q * t + c3
 
 
-@jit
+@allocating_jit
 def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
     """Rician noise given S0, as the one of `ivimbayes.noise`, without ln y and ln variance.
 
@@ -338,7 +338,7 @@ def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
         S0_bar[w] *= present[w]
 
 
-@jit
+@allocating_jit
 def student_t(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
     """Student-t noise given S0, as `rician`, without half of ln variance."""
     lanes = curve.shape[1]

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.lanes import jit
+from ivimbayes.lanes import allocating_jit
 
 
-@jit
+@allocating_jit
 def cholesky(S, Lambda, F, inverse):
     """``F F' = S + Lambda``; ``inverse`` of F's diagonal."""
     lanes = inverse.shape[1]
@@ -29,7 +29,7 @@ def cholesky(S, Lambda, F, inverse):
                     F[i, j, w] *= inverse[j, w]
 
 
-@jit
+@allocating_jit
 def solve_lower(F, inverse, a, out):
     """``out = F⁻¹ a``."""
     lanes = a.shape[1]
@@ -43,7 +43,7 @@ def solve_lower(F, inverse, a, out):
             out[i, w] *= inverse[i, w]
 
 
-@jit
+@allocating_jit
 def solve_upper(F, inverse, a, out):
     """``out = F⁻ᵀ a``."""
     lanes = a.shape[1]
@@ -57,7 +57,7 @@ def solve_upper(F, inverse, a, out):
             out[i, w] *= inverse[i, w]
 
 
-@jit
+@allocating_jit
 def cholesky_adjoint(F, inverse, F_bar, Q, X):
     """Adjoint of A = F F' from that of F, into X: F⁻ᵀ Φ(Fᵀ F̄) F⁻¹ (Murray 2016, arXiv:1602.07527).
 
@@ -95,7 +95,7 @@ def cholesky_adjoint(F, inverse, F_bar, Q, X):
                 X[i, j, w] *= inverse[j, w]
 
 
-@jit
+@allocating_jit
 def partial_cholesky(r, P):
     """Lower Cholesky factor of a correlation matrix from its partial correlations, row by row."""
     C, n = np.zeros((P, P)), 0
@@ -109,7 +109,7 @@ def partial_cholesky(r, P):
     return C
 
 
-@jit
+@allocating_jit
 def product(A, B):
     """Multiply small matrices, without BLAS."""
     out = np.zeros((A.shape[0], B.shape[1]))
@@ -120,7 +120,7 @@ def product(A, B):
     return out
 
 
-@jit
+@allocating_jit
 def inverse_gram(L):
     """(L L')⁻¹ of a lower triangle."""
     P = L.shape[0]
