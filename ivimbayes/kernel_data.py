@@ -123,7 +123,7 @@ class Work(NamedTuple):
     curve : ndarray (M, WIDTH)
     slow, fast : ndarray (WIDTH,)
     sums : ndarray (4, WIDTH)
-    bins : ndarray (7, BINS + 2 TAPS + 1)
+    bins : ndarray (7, BINS + 2 TAPS + 4)
     place, counts : ndarray of int
     tail, rest : ndarray (N + 1,)
     theta : ndarray (4,)
@@ -170,7 +170,7 @@ def make_work(protocol: Protocol, count: int) -> Work:
     return Work(
         np.zeros((4, count)), np.zeros((4, count)), np.zeros(count), np.empty(count), np.empty(count),
         np.empty(count), np.empty(count), np.empty((2 * S, WIDTH)), np.empty((M, WIDTH)), np.empty(WIDTH),
-        np.empty(WIDTH), np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 1)), np.empty(WIDTH, np.int32),
+        np.empty(WIDTH), np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 4)), np.empty(WIDTH, np.int32),
         np.empty(CLASSES, np.int32), np.empty(count + 1), np.empty(count + 1), np.zeros(4), np.zeros((4, 4)),
         np.zeros((4, 4)), np.ones((4, 2)), np.ones((4, 2)), np.empty((14, max(4, S))),
         np.empty((count, WIDTH)), np.empty(WIDTH), np.empty(WIDTH),

@@ -39,6 +39,8 @@ def _fill_kernel(smoothing, h2, kernel):
         u = k * k / smoothing
         second, fourth = (u - 1.0) / smoothing, (u * u - 6.0 * u + 3.0) / smoothing**2
         kernel[TAPS + k] = math.exp(-0.5 * u) * (1.0 - 0.5 * h2 * second + 0.125 * h2 * h2 * fourth)
+    for k in range(TAPS + taps + 1, TAPS + taps + 4):
+        kernel[k] = 0.0
     return taps
 
 
@@ -70,22 +72,17 @@ def _count_bins(count, w, t, low, width, counts, lanes, place):
 @jit
 def _accumulate(kernel, taps, counts, smooth, cumulative):
     """Smooth the bins by a kernel; fill the cumulative density at their edges."""
-    for i in range(BINS):
+    size = counts.size - 2 * TAPS - 4  # BINS, but not known to the compiler, which would unroll
+    for i in range(size):
         smooth[i] = 0.0
     k = -taps
-    while k <= taps - 3:
-        o = TAPS + k
-        k0, k1, k2, k3 = kernel[o], kernel[o + 1], kernel[o + 2], kernel[o + 3]
-        for i in range(BINS):
-            smooth[i] += (
-                k0 * counts[i + o] + k1 * counts[i + o + 1] + k2 * counts[i + o + 2] + k3 * counts[i + o + 3]
-            )
-        k += 4
     while k <= taps:
-        o, k0 = TAPS + k, kernel[TAPS + k]
-        for i in range(BINS):
-            smooth[i] += k0 * counts[i + o]
-        k += 1
+        o = TAPS + k  # four taps at a time, those beyond the last are 0
+        k0, k1, k2, k3 = kernel[o], kernel[o + 1], kernel[o + 2], kernel[o + 3]
+        a, b, c, d = counts[o : o + size], counts[o + 1 :], counts[o + 2 :], counts[o + 3 :]
+        for i in range(size):
+            smooth[i] += k0 * a[i] + k1 * b[i] + k2 * c[i] + k3 * d[i]
+        k += 4
     cumulative[0] = 0.0
     for i in range(BINS):
         cumulative[i + 1] = cumulative[i] + max(smooth[i], 0.0)
