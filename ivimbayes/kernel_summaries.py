@@ -57,16 +57,17 @@ def _shared_kernel(bandwidth, bins):
 @jit
 def _count_bins(count, w, t, low, width, counts, lanes, place):
     """Sum the weights in bins from `low` on, `TAPS` further on in ``counts``."""
-    inverse = 1.0 / width
+    inverse, first = 1.0 / width, counts[TAPS:]
     for i in range(counts.size):
         counts[i] = 0.0
     for o in range(0, count, WIDTH):
+        each, weight = t[o : o + WIDTH], w[o : o + WIDTH]
         for i in range(WIDTH):
-            lanes[i] = min(max((t[o + i] - low) * inverse, 0.0), BINS - 1.0)
+            lanes[i] = min(max((each[i] - low) * inverse, 0.0), BINS - 1.0)
         for i in range(WIDTH):
             place[i] = np.int32(lanes[i])
         for i in range(WIDTH):
-            counts[TAPS + place[i]] += w[o + i]
+            first[np.uint32(place[i])] += weight[i]
 
 
 @jit

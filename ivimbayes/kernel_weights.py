@@ -9,13 +9,16 @@ from ivimbayes.kernel_data import CLASSES, WIDTH
 from ivimbayes.lanes import allocating_jit, exponential, jit, logarithm, sum_jit
 
 
-@sum_jit
+@jit
 def largest(x):
     """Find the largest number."""
-    top = x[0]
-    for i in range(x.size):
-        top = max(top, x[i])
-    return top
+    a = b = c = d = x[0]
+    for i in range(0, x.size - 3, 4):  # four at a time: each maximum waits for the one before
+        a, b = max(a, x[i]), max(b, x[i + 1])
+        c, d = max(c, x[i + 2]), max(d, x[i + 3])
+    for i in range(x.size // 4 * 4, x.size):
+        a = max(a, x[i])
+    return max(max(a, b), max(c, d))
 
 
 @sum_jit
@@ -100,12 +103,13 @@ def _count_classes(count, w, counts, lanes, place):
     for c in range(CLASSES):
         counts[c] = 0
     for o in range(0, count, WIDTH):
+        each = w[o : o + WIDTH]
         for i in range(WIDTH):
-            lanes[i] = min(w[o + i] * CLASSES, CLASSES - 1.0)
+            lanes[i] = min(each[i] * CLASSES, CLASSES - 1.0)
         for i in range(WIDTH):
             place[i] = np.int32(lanes[i])
         for i in range(WIDTH):
-            counts[place[i]] += 1
+            counts[np.uint32(place[i])] += 1
 
 
 @jit
