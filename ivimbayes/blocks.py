@@ -150,14 +150,12 @@ def _voxels(signal: np.ndarray, where: np.ndarray, label: int, task: Task) -> tu
 
 def _own(signal: np.ndarray, where: np.ndarray, population: Population) -> np.ndarray:
     """Whether each voxel was among those fitted, at the same place with the same signals."""
-    mine = {tuple(place): i for i, place in enumerate(population.own.tolist())}
     own = np.zeros(len(signal), bool)
-    if mine and population.own_signal.shape[1] == signal.shape[1]:
-        low, high = where.min(axis=0), where.max(axis=0)
-        if ((population.own >= low) & (population.own <= high)).all(axis=1).any():
-            for v, place in enumerate(where.tolist()):
-                i = mine.get(tuple(place))
-                own[v] = i is not None and np.allclose(population.own_signal[i], signal[v], rtol=1e-5)
+    if len(population.own) and population.own_signal.shape[1] == signal.shape[1]:
+        reach = 1 + np.maximum(where.max(axis=0), population.own.max(axis=0))
+        places, fitted = (np.ravel_multi_index(tuple(p.T), tuple(reach)) for p in (where, population.own))
+        _, here, mine = np.intersect1d(places, fitted, return_indices=True)
+        own[here] = np.isclose(population.own_signal[mine], signal[here], rtol=1e-5).all(axis=1)
     return own
 
 
