@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.lanes import B_DIGITS, Array, allocating_jit, step_table
+from ivimbayes.lanes import B_DIGITS, Array, jit, step_table
 
 FITTED = ("S0", "f", "D", "D_star")
 S0, F, D, FAST = range(4)  # their places
@@ -106,7 +106,7 @@ def make_work(n: int) -> Work:
 # ---------------------------------------------------------------- one fit
 
 
-@allocating_jit
+@jit
 def _residual_square(x, first, y, protocol, work):
     """Weighted squared residuals from one b value on; the exponentials of both compartments stay in work."""
     power, part, pairs, n = work.power, work.part, protocol.pairs, protocol.b.size
@@ -126,7 +126,7 @@ def _residual_square(x, first, y, protocol, work):
     return total
 
 
-@allocating_jit
+@jit
 def _fill_column(x, j, protocol, work):
     """Set column to the derivatives of the signal at one b value."""
     slow, fast, b = work.power[j], work.power[protocol.b.size + j], protocol.b[j]
@@ -136,7 +136,7 @@ def _fill_column(x, j, protocol, work):
     work.column[FAST] = -b * x[S0] * x[F] * fast
 
 
-@allocating_jit
+@jit
 def _normal_equations(x, first, y, curved, protocol, work):
     """Set the gradient to J'Wr, scale to the diagonal of J'WJ, and H to J'WJ or, curved, to half the Hessian.
 
@@ -181,7 +181,7 @@ def _normal_equations(x, first, y, curved, protocol, work):
             H[k, p] = H[p, k]
 
 
-@allocating_jit
+@jit
 def _factor(use, damping, work):
     """Set L to the Cholesky factor of H + damping scale over the parameters in use; False if singular."""
     H, L = work.H, work.L
@@ -202,7 +202,7 @@ def _factor(use, damping, work):
     return True
 
 
-@allocating_jit
+@jit
 def _solve(use, right, work, out):
     """Solve L L' out = right over the parameters in use; others are 0."""
     L = work.L
@@ -218,7 +218,7 @@ def _solve(use, right, work, out):
         out[p] = v / L[p, p]
 
 
-@allocating_jit
+@jit
 def _levenberg_marquardt(x, first, y, protocol, work):
     """Fit the free parameters in place, within their bounds and D* > D: squared residual, and convergence.
 
@@ -268,7 +268,7 @@ def _levenberg_marquardt(x, first, y, protocol, work):
     return square, False
 
 
-@allocating_jit
+@jit
 def _start_slow(x, first, y, protocol):
     """Fit ln A - bD to the signals from a b value on, weighted by their squares; f = 0."""
     n = sb = sl = bb = bl = 0.0
@@ -283,7 +283,7 @@ def _start_slow(x, first, y, protocol):
     x[S0] = np.exp((sl + x[D] * sb) / n) if n > 0 else 0.0
 
 
-@allocating_jit
+@jit
 def _start_fast(x, ks, y, protocol, work):
     """Set S0, f and D* to the best of some D* of the grid, D as it is."""
     n, w, fast, power = protocol.b.size, protocol.weight, protocol.fast, work.power
@@ -311,7 +311,7 @@ def _start_fast(x, ks, y, protocol, work):
             most, x[S0], x[F], x[FAST] = gy * gy / gg, gy / gg, f, protocol.grid[k]
 
 
-@allocating_jit
+@jit
 def _fit(x, S0_free, f_free, D_free, fast_free, first, y, protocol, work):
     """Fit the parameters named, from a b value on."""
     free = work.free
@@ -322,7 +322,7 @@ def _fit(x, S0_free, f_free, D_free, fast_free, first, y, protocol, work):
 # ---------------------------------------------------------------- one voxel
 
 
-@allocating_jit
+@jit
 def _settle(x, square, fitted, lone, lone_square, y, protocol):
     """Keep one compartment, written as f = 0, where two do no better."""
     rounding = 0.0
@@ -334,7 +334,7 @@ def _settle(x, square, fitted, lone, lone_square, y, protocol):
     return square, fitted
 
 
-@allocating_jit
+@jit
 def _fast_step(x, y, protocol, work):
     """Second step: S0, f and D*, D held."""
     if x[F] <= CLOSE or x[FAST] > protocol.high[FAST]:
@@ -351,7 +351,7 @@ def _fast_step(x, y, protocol, work):
     return _settle(x, square, fitted, lone, lone_square, y, protocol)
 
 
-@allocating_jit
+@jit
 def _lead(A, slow, protocol, work):
     """Change of D of the first step with each signal, into work.lead; none where D is at a bound."""
     ss = sb = bb = 0.0
@@ -367,7 +367,7 @@ def _lead(A, slow, protocol, work):
         work.lead[j] = v * (sb - ss * protocol.b[j]) / (A * (ss * bb - sb * sb))
 
 
-@allocating_jit
+@jit
 def _tie(x, tail, protocol, work):
     """Tie the two steps, from L over the free parameters of the second: how D returns to itself.
 
@@ -392,7 +392,7 @@ def _tie(x, tail, protocol, work):
     return total
 
 
-@allocating_jit
+@jit
 def _segmented(x, refine, y, protocol, work):
     """Fit D and the intercept above the threshold, then the rest; to refine, repeat without the tail.
 
@@ -437,7 +437,7 @@ def _segmented(x, refine, y, protocol, work):
     return A, square, False
 
 
-@allocating_jit
+@jit
 def _full(x, y, protocol, work):
     """Fit all parameters from the segmented values, and from two starts about one compartment's D."""
     lone, other = work.other, work.third
@@ -461,13 +461,13 @@ def _full(x, y, protocol, work):
     return _settle(x, square, fitted, lone, lone_square, y, protocol)
 
 
-@allocating_jit
+@jit
 def _at_end(p, x, protocol):
     margin = CLOSE * (protocol.high[p] - protocol.low[p])
     return x[p] <= protocol.low[p] + margin or x[p] >= protocol.high[p] - margin
 
 
-@allocating_jit
+@jit
 def _judge(x, protocol, work, out):
     """Status of a fit that has converged, the free parameters in work; NaN in out for what means nothing."""
     free = work.free
@@ -495,7 +495,7 @@ def _judge(x, protocol, work, out):
     return status
 
 
-@allocating_jit
+@jit
 def _add_errors(x, A, square, count, method, y, protocol, work, out):
     """Set the standard errors of the free parameters; False where the Jacobian is singular, D* then NaN.
 
@@ -542,7 +542,7 @@ def _add_errors(x, A, square, count, method, y, protocol, work, out):
     return known
 
 
-@allocating_jit
+@jit
 def fit_voxels(signal, lowest, method, protocol, work, out, status):
     """Fit voxels one by one.
 

@@ -18,7 +18,7 @@ import numba as nb
 import numpy as np
 
 from ivimbayes.correlation import beta_shapes
-from ivimbayes.lanes import B_DIGITS, KEEP, allocating_jit, step_table
+from ivimbayes.lanes import B_DIGITS, KEEP, allocating_jit, jit, step_table
 from ivimbayes.likelihood import (
     NOISE_KINDS,
     Form,
@@ -253,7 +253,7 @@ def _unpack(block):
     )
 
 
-@allocating_jit
+@jit
 def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
     lanes = z.shape[1]
@@ -268,7 +268,7 @@ def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     solve_upper(F, inverse, a, theta)
 
 
-@allocating_jit
+@jit
 def _read_z(x, start, count, z):
     """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
     P, lanes = z.shape
@@ -296,7 +296,7 @@ def _hyperparameters(x, region):
     return x[:P], np.exp(x[P : 2 * P]), np.tanh(0.5 * x[2 * P : h]), three, h + 3
 
 
-@allocating_jit
+@jit
 def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, out):
     """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
     P, root, present = region.centre.size, region.root[block], region.present[block]
@@ -320,7 +320,7 @@ def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve,
     signal_adjoint(region.form, curve_bar, root, region.b, shape, out)
 
 
-@allocating_jit
+@jit
 def _population(theta, mu, S, P, nu, present, d, Sd, theta_bar, mu_sum, S_sum, total, work):
     """Density of theta, and S0 after it, given the population; adjoints added."""
     Q, lanes = theta.shape
@@ -446,7 +446,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
     return total
 
 
-@allocating_jit
+@jit
 def _noise_logs(region):
     """How often ln variance is taken off a voxel's density."""
     if region.noise == GAUSSIAN:

@@ -46,12 +46,12 @@ def _fill_kernel(smoothing, h2, kernel):
 
 @jit
 def _shared_kernel(bandwidth, bins):
-    """Kernel for a bandwidth in sd, in bins the same for all parameters; filled where it is another's."""
+    """Kernel for a bandwidth in sd, in bins the same for all parameters: fill row 4 where it is another's."""
     if bandwidth != bins[6, 1]:
         h2 = (bandwidth * BINS / (2.0 * REACH)) ** 2
         bins[6, 0] = _fill_kernel(h2, h2, bins[4])
         bins[6, 1] = bandwidth
-    return bins[4], int(bins[6, 0])
+    return int(bins[6, 0])
 
 
 @jit
@@ -158,7 +158,7 @@ def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
         h2, kernel = max((bandwidth * sd) ** 2 - extra, 0.0) / width**2, work.bins[5]
         taps = _fill_kernel(h2 + extra / width**2, h2, kernel)
     else:
-        kernel, taps = _shared_kernel(bandwidth, work.bins)
+        kernel, taps = work.bins[4], _shared_kernel(bandwidth, work.bins)
     _accumulate(kernel, taps, counts, smooth, cumulative)
     out[2] = _back(low + width * _crossing(cumulative, 0.5, 0), kind)
     _fill_edges(low, width, kind, counts, values)

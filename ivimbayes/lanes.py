@@ -29,8 +29,9 @@ def _can_keep() -> bool:
 
 
 KEEP = _can_keep()
-# Every call that hands over arrays would count references to each of them, atomically: a third of the time of
-# the maps. Code that allocates nothing does without (an option since numba 0.18).
+# Each call that hands over arrays counts references to all of them, atomically, which took a third of the time
+# of the maps. Without (an option of numba since 0.18) a function may neither allocate an array nor return one,
+# nor call one that returns one.
 OPTIONS = {"cache": KEEP, "error_model": "numpy", "nogil": True}
 jit = nb.njit(**OPTIONS, fastmath={"contract"}, _nrt=False)
 sum_jit = nb.njit(**OPTIONS, fastmath={"contract", "reassoc", "nsz"}, _nrt=False)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.lanes import allocating_jit, exponentials, logarithms
+from ivimbayes.lanes import allocating_jit, exponential, jit, logarithm
 from ivimbayes.noise import BESSEL_HIGH, BESSEL_LOW, BESSEL_SPLIT, T_NU
 from ivimbayes.signals import Signal
 
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
         Shares (fraction over the fraction before), distances of the rates, kurtosis.
     weight, rate : ndarray (C, lane)
     decay : ndarray (C, M, lane)
-    x, y : ndarray (row, lane)
+    y : ndarray (rate and step, lane)
     sums : ndarray (2 C + 1, lane)
     """
 
@@ -42,7 +42,6 @@ class Shape(NamedTuple):
     weight: np.ndarray
     rate: np.ndarray
     decay: np.ndarray
-    x: np.ndarray
     y: np.ndarray
     sums: np.ndarray
 
@@ -56,33 +55,31 @@ def form_of(signal: Signal) -> Form:
 def make_shape(form, measurements, steps, lanes):
     """Allocate the scratch of `signal_curve`."""
     C, P = form.fractions + 1, form.fractions + form.rates + form.kurtosis
-    rows = max(P, form.rates * steps, measurements if form.kurtosis else 0)
     return Shape(
         np.empty((P, lanes)),
         np.empty((C, lanes)),
         np.empty((C, lanes)),
         np.empty((C, measurements, lanes)),
-        np.empty((rows, lanes)),
-        np.empty((rows, lanes)),
+        np.empty((form.rates * steps, lanes)),
         np.empty((2 * C + 1, lanes)),
     )
 
 
-@allocating_jit
+@jit
 def _values(form, theta, shape):
     """Fill value, weight and rate."""
     F, R, P, lanes = form.fractions, form.rates, shape.value.shape[0], theta.shape[1]
-    x, value, weight, rate = shape.x, shape.value, shape.weight, shape.rate
-    for i in range(P):
-        sign = -1.0 if i < F else 1.0
+    value, weight, rate = shape.value, shape.weight, shape.rate
+    for i in range(F, P):
+        row, each = value[i], theta[i]
         for w in range(lanes):
-            x[i, w] = sign * theta[i, w]
-    exponentials(x[:P].ravel(), value.ravel())
+            row[w] = exponential(each[w])
     for w in range(lanes):
         weight[0, w] = 1.0
     for i in range(F):
+        row, each = value[i], theta[i]
         for w in range(lanes):
-            value[i, w] = 1.0 / (1.0 + value[i, w])
+            row[w] = 1.0 / (1.0 + exponential(-each[w]))
         for w in range(lanes):
             weight[i + 1, w] = weight[i, w] * value[i, w]
     for i in range(F):
@@ -96,27 +93,24 @@ def _values(form, theta, shape):
                 rate[c, w] += rate[c - 1, w]
 
 
-@allocating_jit
+@jit
 def _decays(form, b, step, steps, left, right, shape):
     """Fill decay: running products over the steps between b values, few, some sums of two others."""
     F, R, S, lanes = form.fractions, form.rates, steps.size, shape.rate.shape[1]
-    x, y, rate, n = shape.x, shape.y, shape.rate, 0
+    y, rate, n = shape.y, shape.rate, 0
     if form.kurtosis:
-        slow = shape.value[F + R]
+        slow, each = shape.value[F + R], rate[0]
         for k in range(b.size):
-            row = x[k]
+            row = shape.decay[0, k]
             for w in range(lanes):
-                v = min(b[k] * rate[0, w], 3.0 / slow[w])
-                row[w] = v * (v * slow[w] / 6.0 - 1.0)
-        decay = shape.decay[0]
-        exponentials(x[: b.size].ravel(), decay.ravel())
+                v = min(b[k] * each[w], 3.0 / slow[w])
+                row[w] = exponential(v * (v * slow[w] / 6.0 - 1.0))
     while n < S and left[n] < 0:
         for c in range(R):
-            row, each = x[R * n + c], rate[c]
+            row, each = y[R * n + c], rate[c]
             for w in range(lanes):
-                row[w] = -steps[n] * each[w]
+                row[w] = exponential(-steps[n] * each[w])
         n += 1
-    exponentials(x[: R * n].ravel(), y[: R * n].ravel())
     for s in range(n, S):
         i, j = int(left[s]), int(right[s])
         for c in range(R):
@@ -144,7 +138,7 @@ def _decays(form, b, step, steps, left, right, shape):
             shape.decay[c, k, :] = 1.0 if b[k] == 0.0 else 0.0
 
 
-@allocating_jit
+@jit
 def signal_curve(form, theta, root, b, step, steps, left, right, curve, shape):
     """Curve times root for theta (parameter, lane), as `ivimbayes.signals.Signal.curve`."""
     _values(form, theta, shape)
@@ -165,7 +159,7 @@ def signal_curve(form, theta, root, b, step, steps, left, right, curve, shape):
                 out[w] += r[w] * weight[c, w] * decay[c, k, w]
 
 
-@allocating_jit
+@jit
 def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
     """Adjoint of theta from that of the weighted curve."""
     F, R, lanes = form.fractions, form.rates, root.shape[1]
@@ -219,7 +213,7 @@ def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
 # ---------------------------------------------------------------- noise
 
 
-@allocating_jit
+@jit
 def gaussian(
     signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
 ):
@@ -258,7 +252,7 @@ def gaussian(
         bars[3, w] -= present[w] * 0.5 * (q + d * d * S0_variance)
 
 
-@allocating_jit
+@jit
 def _polynomial(u, coefficients, p, slope):
     """Set p and slope to a polynomial of u and its derivative; the number of coefficients is 4 n + 1."""
     top = len(coefficients) - 1
@@ -279,16 +273,16 @@ def _polynomial(u, coefficients, p, slope):
             p[w] = q * t + c3
 
 
-@allocating_jit
+@jit
 def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
     """Rician noise given S0, as the one of `ivimbayes.noise`, without ln y and ln variance.
 
     Leaves the adjoints of the weighted curve and of S0, adds that of the variance and the log-density to rows
-    1 and 3 of ``bars``. ``work`` has 8 rows.
+    1 and 3 of ``bars``. ``work`` has 7 rows.
     """
     lanes = curve.shape[1]
-    z, u, p, slope, far_p, far_slope, product, logs = (
-        work[0], work[1], work[2], work[3], work[4], work[5], work[6], work[7],
+    z, u, p, slope, far_p, far_slope, product = (
+        work[0], work[1], work[2], work[3], work[4], work[5], work[6],
     )  # fmt: skip
     precision = 1.0 / variance
     for w in range(lanes):
@@ -330,19 +324,19 @@ def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
             bars[1, w] += present[w] * (square - z[w] * slope[w] - 1.0) * precision
             bars[3, w] -= present[w] * square
         if (k + 1) % TOGETHER == 0 or k + 1 == curve.shape[0]:
-            logarithms(product, logs)
             for w in range(lanes):
-                bars[3, w] += present[w] * 0.5 * logs[w]
+                bars[3, w] += present[w] * 0.5 * logarithm(product[w])
+            for w in range(lanes):
                 product[w] = 1.0
     for w in range(lanes):
         S0_bar[w] *= present[w]
 
 
-@allocating_jit
+@jit
 def student_t(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
     """Student-t noise given S0, as `rician`, without half of ln variance."""
     lanes = curve.shape[1]
-    ratio, logs, scale = work[0], work[1], 1.0 / (T_NU * variance)
+    ratio, scale = work[0], 1.0 / (T_NU * variance)
     for w in range(lanes):
         S0_bar[w] = 0.0
     for k in range(curve.shape[0]):
@@ -354,8 +348,7 @@ def student_t(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, wor
             out[w] = pull * S0[w]
             S0_bar[w] += pull * g[w]
             bars[1, w] += present[w] * 0.5 * (pull * e - 1.0) / variance
-        logarithms(ratio, logs)
         for w in range(lanes):
-            bars[3, w] -= present[w] * 0.5 * (T_NU + 1.0) * logs[w]
+            bars[3, w] -= present[w] * 0.5 * (T_NU + 1.0) * logarithm(ratio[w])
     for w in range(lanes):
         S0_bar[w] *= present[w]

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.lanes import allocating_jit
+from ivimbayes.lanes import allocating_jit, jit
 
 
-@allocating_jit
+@jit
 def cholesky(S, Lambda, F, inverse):
     """``F F' = S + Lambda``; ``inverse`` of F's diagonal."""
     lanes = inverse.shape[1]
@@ -29,7 +29,7 @@ def cholesky(S, Lambda, F, inverse):
                     F[i, j, w] *= inverse[j, w]
 
 
-@allocating_jit
+@jit
 def solve_lower(F, inverse, a, out):
     """``out = F⁻¹ a``."""
     lanes = a.shape[1]
@@ -43,7 +43,7 @@ def solve_lower(F, inverse, a, out):
             out[i, w] *= inverse[i, w]
 
 
-@allocating_jit
+@jit
 def solve_upper(F, inverse, a, out):
     """``out = F⁻ᵀ a``."""
     lanes = a.shape[1]
@@ -57,7 +57,7 @@ def solve_upper(F, inverse, a, out):
             out[i, w] *= inverse[i, w]
 
 
-@allocating_jit
+@jit
 def cholesky_adjoint(F, inverse, F_bar, Q, X):
     """Adjoint of A = F F' from that of F, into X: F⁻ᵀ Φ(Fᵀ F̄) F⁻¹ (Murray 2016, arXiv:1602.07527).
 

@@ -1,5 +1,10 @@
 """The posterior of single voxels, against quadrature on a grid with densities written by others."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -63,7 +68,8 @@ def run(
     out, kept = np.empty((len(signal), kernel.COLUMNS)), np.empty((len(signal), 4, keep))
     kernel.voxel_posteriors(
         merged, signal, (AVERAGES * signal**2).sum(axis=1), np.arange(len(signal)),
-        np.full(len(signal), own), protocol, *lanes, *points, interval, BANDWIDTH, seed, out, kept,
+        np.full(len(signal), own), protocol, *lanes, *points, interval, BANDWIDTH, seed,
+        kernel_data.make_work(protocol, 8 * draws), out, kept,
     )  # fmt: skip
     return out, kept
 
@@ -230,16 +236,42 @@ def test_pareto_k_is_that_of_arviz() -> None:
 
     rng = np.random.default_rng(1)
     log_w = np.stack([shape * rng.exponential(size=1024) for shape in (0.1, 0.3, 0.6, 0.9, 1.3)])
-    found, n, W = np.empty(5), 1024, kernel_data.WIDTH
-    work = kernel_data.Work(
-        *(np.empty((4, n)) for _ in range(2)), *(np.empty(n) for _ in range(5)), np.empty((6, W)),
-        np.empty((6, W)), np.empty((6, W), np.int64), np.empty((1, W)), np.empty(W), np.empty(W),
-        np.empty((4, W)), np.empty((7, 4)), np.empty(4, np.int64), np.empty(W, np.int32),
-        np.empty(kernel_data.CLASSES, np.int32), np.empty(n + 1), np.empty(n + 1),
-    )  # fmt: skip
+    found = np.empty(5)
+    work = kernel_data.make_work(kernel_data.make_protocol(B, AVERAGES), 1024)
     shapes(log_w, found, work)
     expected = [float(array_stats.psislw(-row)[1]) for row in log_w]  # it takes log-likelihoods
     np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+ARRAYS_RETURNED = """
+import sys
+from numba.core.dispatcher import Dispatcher
+from numba.core.types import Array, BaseTuple
+from ivimbayes.density import callbacks
+from ivimbayes.running import compile_kernel
+
+def has_array(of):
+    return isinstance(of, Array) or isinstance(of, BaseTuple) and any(map(has_array, of))
+
+compile_kernel("gaussian"), callbacks()
+modules = [m for name, m in sys.modules.items() if name.startswith("ivimbayes.")]
+found = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}
+for counts in (False, True):
+    compiled = [f for f in found if f.overloads and f.targetoptions["_nrt"] is counts]
+    arrays = [f for f in compiled if any(has_array(o.signature.return_type) for o in f.overloads.values())]
+    print(len(compiled), len(arrays))
+"""
+
+
+@pytest.mark.slow
+def test_functions_without_references_return_no_array(tmp_path: Path) -> None:
+    """An array that one of them returns would be freed while it is used, or never."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", ARRAYS_RETURNED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    (bare, bare_arrays), (_, arrays) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert bare > 40 and bare_arrays == 0
+    assert arrays > 4  # those that count references do return arrays, and are found
 
 
 def test_logarithms() -> None:
