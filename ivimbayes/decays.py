@@ -107,6 +107,13 @@ def make_work(n: int) -> Work:
 
 
 @jit
+def _copy(source, target):
+    """Copy the parameters."""
+    for p in range(4):
+        target[p] = source[p]
+
+
+@jit
 def _residual_square(x, first, y, protocol, work):
     """Weighted squared residuals from one b value on; the exponentials of both compartments stay in work."""
     power, part, pairs, n = work.power, work.part, protocol.pairs, protocol.b.size
@@ -263,7 +270,7 @@ def _levenberg_marquardt(x, first, y, protocol, work):
             if value < square:
                 break
             damping *= 10
-        x[:] = trial
+        _copy(trial, x)
         square, damping = value, max(damping / 10, 1e-9)
     return square, False
 
@@ -329,7 +336,7 @@ def _settle(x, square, fitted, lone, lone_square, y, protocol):
     for j in range(y.size):
         rounding += 100 * EXACT * protocol.weight[j] * y[j] * y[j]
     if protocol.low[F] <= 0 and lone_square <= (1 + SAME) * square + rounding:
-        x[:] = lone
+        _copy(lone, x)
         return lone_square, True
     return square, fitted
 
@@ -341,7 +348,7 @@ def _fast_step(x, y, protocol, work):
         _start_fast(x, range(GRID), y, protocol, work)
     square, fitted = _fit(x, True, True, False, True, 0, y, protocol, work)
     lone, total, ss = work.other, 0.0, 0.0
-    lone[:] = 0.0, 0.0, x[D], GONE
+    lone[S0], lone[F], lone[D], lone[FAST] = 0.0, 0.0, x[D], GONE
     _residual_square(lone, 0, y, protocol, work)
     for j in range(y.size):
         ss += protocol.weight[j] * work.power[j] ** 2
@@ -410,7 +417,7 @@ def _segmented(x, refine, y, protocol, work):
         _residual_square(x, 0, y, protocol, work)
         for j in range(first, n):
             target[j] = y[j] - x[S0] * x[F] * work.power[n + j]
-        slow[:] = A, 0.0, x[D], GONE
+        slow[S0], slow[F], slow[D], slow[FAST] = A, 0.0, x[D], GONE
         _, slow_fitted = _fit(slow, True, False, True, False, first, target, protocol, work)
         A, change = slow[S0], slow[D] - x[D]
         if not slow_fitted:
@@ -456,7 +463,7 @@ def _full(x, y, protocol, work):
         other[F] = min(max(other[F], protocol.low[F]), protocol.high[F])
         again, again_fitted = _fit(other, True, True, True, True, 0, y, protocol, work)
         if again_fitted and (again < square or not fitted):
-            x[:] = other
+            _copy(other, x)
             square, fitted = again, True
     return _settle(x, square, fitted, lone, lone_square, y, protocol)
 
@@ -471,7 +478,7 @@ def _at_end(p, x, protocol):
 def _judge(x, protocol, work, out):
     """Status of a fit that has converged, the free parameters in work; NaN in out for what means nothing."""
     free = work.free
-    out[:4] = x
+    _copy(x, out)
     free[S0] = x[S0] > 0
     for p in range(1, 4):
         free[p] = not _at_end(p, x, protocol)

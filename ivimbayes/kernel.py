@@ -35,6 +35,98 @@ COLUMNS = 4 * FIELDS + 5
 
 
 @jit
+def _passes(signal, raw, yy, fitted, protocol, draws, few, many, points, more_points, work):
+    """Weighted draws of one voxel, by the first pass, by it with more draws, or by the robust pass.
+
+    Returns their number, the pass, and as `finish_weights`.
+    """
+    N, P = points.log_q.size, 4 if protocol.rician == 1 else 3
+    matrix, normaliser = work.matrix, work.normaliser
+    count, passes, used, drawn = N, 1, draws, points
+    while True:
+        top, total, effective, k = first_pass(count, work.theta, signal, raw, yy, protocol, used, drawn, work)
+        if fitted and total > 0.0:
+            before = k
+            top, total, effective, k = mean_weights(count, True, yy, used, few, matrix, normaliser, work)
+            k = min(k, before)  # a population draw whose posterior few draws hit: no fault of the proposal
+        good = k <= ENOUGH_K and (effective >= ENOUGH * N or passes == 2)
+        if not good:
+            break
+        if passes == 2 or spread_error(N, work.w, total, work.value[2]) <= ENOUGH_TAIL:
+            return count, passes, top, total, effective, k
+        count, passes, used, drawn = more_points.log_q.size, 2, many, more_points
+    count = more_points.log_q.size
+    top, total, effective, k = robust_pass(signal, raw, yy, protocol, many, more_points, work)
+    uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws
+    if total > 0.0 and P == 3 and (fitted or uncertain):
+        before = k
+        top, total, effective, k = mean_weights(count, fitted, yy, many, few, matrix, normaliser, work)
+        k = min(k, before)
+    return count, 2, top, total, effective, k
+
+
+@jit
+def _best_square(count, passes, signal, yy, protocol, work):
+    """Least squared residual, at the mode or the best draw."""
+    theta = work.theta
+    if passes == 2:
+        best = 0
+        for s in range(1, count):
+            higher = work.log_w[s] + work.log_q[s] > work.log_w[best] + work.log_q[best]
+            best = s if higher else best
+        for i in range(3):
+            theta[i] = work.x[i, best]
+    G, gs = curve_products(theta, signal, protocol, work.search[12:14])
+    return yy - gs * gs / G
+
+
+@jit
+def _summarise(count, total, rician, smoothing, interval, row, work):
+    """Fill in mean, sd, median and interval of each parameter."""
+    # logit f, ln D and ln D* in x; of S0 the mean given each draw
+    logarithms(work.value[2, :count], work.square[:count])
+    for i in range(4):
+        mean, variance = moments(count, work.w, total, work.value[i])
+        extra = 0.0
+        if i == 3 and not rician:
+            for s in range(count):
+                work.log_w[s] = 1.0 / work.given[s]
+            extra, _ = moments(count, work.w, total, work.log_w)
+        cell = row[FIELDS * i : FIELDS * (i + 1)]
+        cell[0], cell[1] = mean, math.sqrt(variance + extra)
+        t = work.x[i] if i < 2 else work.square if i == 2 else work.value[3]
+        kind = 0 if i == 0 else 1 if i < 3 else 2
+        describe(count, work.w, total, t, kind, extra, smoothing, interval, cell, work)
+
+
+@jit
+def _log_odds(evidence, signal, raw, yy, fitted, protocol, draws, few, lone_points, work):
+    """Log of the evidence of two compartments over one's."""
+    dims, count, theta, L = 2 if protocol.rician == 1 else 1, lone_points.log_q.size, work.theta, work.L
+    lone_mode(draws.centre[1], signal, yy, protocol, draws, dims, theta, L, work.search)
+    spread(theta, L, work.ones, lone_points, dims, 0, count, work.x)
+    evaluate_lone(
+        count, raw if dims == 2 else signal, yy, protocol, draws, work.x, work.value, work.given, work.log_w,
+        work,
+    )  # fmt: skip
+    shift = log_determinant(L, dims)
+    for s in range(count):
+        work.square[s] = lone_points.log_q[s] + shift
+    if not fitted:
+        for s in range(count):
+            work.log_w[s] -= work.square[s]
+        top, total, _ = normalise(count, work.log_w, work.w)
+        return evidence - (top + math.log(total / count))
+    matrix, ratio = work.matrix, work.lone_normaliser
+    over_draws(count, True, work.x, work.value[3], work.given, yy, draws, few, 0, matrix, work)
+    log_means(count, work.square, matrix, ratio, work)
+    for r in range(WIDTH):
+        ratio[r] -= work.normaliser[r]
+    top, total, _ = normalise(WIDTH, ratio, work.w)
+    return -(top + math.log(total / WIDTH))
+
+
+@jit
 def voxel_posteriors(
     merged, raw, square, identity, own, protocol, draws, few, many, points, more_points, lone_points,
     interval, bandwidth, seed, work, out, kept,
@@ -72,93 +164,27 @@ def voxel_posteriors(
     kept : ndarray (voxel, 4, keep)
         Filled with draws.
     """
-    N, P = points.log_q.size, 4 if protocol.rician == 1 else 3
-    lone_count, theta, L = lone_points.log_q.size, work.theta, work.L
-    matrix, normaliser, lone_normaliser = work.matrix, work.normaliser, work.lone_normaliser
+    rician = protocol.rician == 1
     for v in range(merged.shape[0]):
-        row, signal, yy = out[v], merged[v], square[v]
+        row, signal, yy, fitted = out[v], merged[v], square[v], own[v] and not rician
         for i in range(COLUMNS):
             row[i] = np.nan
-        count, passes, fitted, used, drawn = N, 1, own[v] and P == 3, draws, points
-        while True:
-            top, total, effective, k = first_pass(
-                count, theta, signal, raw[v], yy, protocol, used, drawn, work
-            )
-            if fitted and total > 0.0:
-                before = k
-                top, total, effective, k = mean_weights(count, True, yy, used, few, matrix, normaliser, work)
-                k = min(
-                    k, before
-                )  # a population draw whose posterior few draws hit: no fault of the proposal
-            good = k <= ENOUGH_K and (effective >= ENOUGH * N or passes == 2)
-            if not good or passes == 2 or spread_error(N, work.w, total, work.value[2]) <= ENOUGH_TAIL:
-                break
-            count, passes, used, drawn = more_points.log_q.size, 2, many, more_points
-        if not good:
-            passes, count, used = 2, more_points.log_q.size, many
-            top, total, effective, k = robust_pass(signal, raw[v], yy, protocol, many, more_points, work)
-            uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws
-            if total > 0.0 and P == 3 and (fitted or uncertain):
-                before = k
-                top, total, effective, k = mean_weights(
-                    count, fitted, yy, many, few, matrix, normaliser, work
-                )
-                k = min(k, before)
+        count, passes, top, total, effective, k = _passes(
+            signal, raw[v], yy, fitted, protocol, draws, few, many, points, more_points, work
+        )
         row[K_HAT], row[EFFECTIVE], row[PASSES] = k, effective, passes
         if not total > 0.0:
             continue
-        evidence = top + math.log(total / count)
-        if passes == 2:
-            best = 0
-            for s in range(1, count):
-                higher = work.log_w[s] + work.log_q[s] > work.log_w[best] + work.log_q[best]
-                best = s if higher else best
-            for i in range(3):
-                theta[i] = work.x[i, best]
-        G, gs = curve_products(theta, signal, protocol, work.search[12:14])
-        row[SQUARE] = used.middle[0] * (yy - gs * gs / G)
-        # logit f, ln D and ln D* in x; of S0 the mean given each draw
-        logarithms(work.value[2, :count], work.square[:count])
+        used, normal = (draws, points.normal) if passes == 1 else (many, more_points.normal)
+        row[SQUARE] = used.middle[0] * _best_square(count, passes, signal, yy, protocol, work)
         smoothing = bandwidth if passes == 1 else 0.6 * bandwidth
-        for i in range(4):
-            mean, variance = moments(count, work.w, total, work.value[i])
-            extra = 0.0
-            if i == 3 and P == 3:
-                for s in range(count):
-                    work.log_w[s] = 1.0 / work.given[s]
-                extra, _ = moments(count, work.w, total, work.log_w)
-            cell = row[FIELDS * i : FIELDS * (i + 1)]
-            cell[0], cell[1] = mean, math.sqrt(variance + extra)
-            t = work.x[i] if i < 2 else work.square if i == 2 else work.value[3]
-            kind = 0 if i == 0 else 1 if i < 3 else 2
-            describe(count, work.w, total, t, kind, extra, smoothing, interval, cell, work)
+        _summarise(count, total, rician, smoothing, interval, row, work)
         if kept.shape[2] > 0:
-            normal = points.normal if passes == 1 else more_points.normal
             resample(
                 count, work.w, total, work.value, work.given, normal, protocol.rician, identity[v], seed,
                 kept[v],
             )  # fmt: skip
-        # one compartment
-        lone_mode(draws.centre[1], signal, yy, protocol, draws, P - 2, theta, L, work.search)
-        spread(theta, L, work.ones, lone_points, P - 2, 0, lone_count, work.x)
-        evaluate_lone(
-            lone_count, raw[v] if P == 4 else signal, yy, protocol, draws, work.x, work.value, work.given,
-            work.log_w, work,
-        )  # fmt: skip
-        shift = log_determinant(L, P - 2)
-        for s in range(lone_count):
-            work.square[s] = lone_points.log_q[s] + shift
-        if fitted:
-            over_draws(
-                lone_count, True, work.x, work.value[3], work.given, yy, draws, few, 0, matrix, work
-            )  # fmt: skip
-            log_means(lone_count, work.square, matrix, lone_normaliser, work)
-            for r in range(WIDTH):
-                lone_normaliser[r] -= normaliser[r]
-            highest, all_draws, _ = normalise(WIDTH, lone_normaliser, work.w)
-            row[EVIDENCE] = -(highest + math.log(all_draws / WIDTH))
-        else:
-            for s in range(lone_count):
-                work.log_w[s] -= work.square[s]
-            lone_top, lone_total, _ = normalise(lone_count, work.log_w, work.w)
-            row[EVIDENCE] = evidence - (lone_top + math.log(lone_total / lone_count))
+        evidence = top + math.log(total / count)
+        row[EVIDENCE] = _log_odds(
+            evidence, signal, raw[v], yy, fitted, protocol, draws, few, lone_points, work
+        )

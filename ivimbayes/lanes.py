@@ -29,8 +29,8 @@ def _can_keep() -> bool:
 
 
 KEEP = _can_keep()
-# Each call that hands over arrays counts references to all of them, atomically, which took a third of the time
-# of the maps. Without (an option of numba since 0.18) a function may neither allocate an array nor return one,
+# Each call that hands over arrays counts references to all of them, atomically, which took a third of the
+# maps' time. Without (an option of numba since 0.18) a function may neither allocate an array nor return one,
 # nor call one that returns one.
 OPTIONS = {"cache": KEEP, "error_model": "numpy", "nogil": True}
 jit = nb.njit(**OPTIONS, fastmath={"contract"}, _nrt=False)
@@ -82,13 +82,13 @@ def _as_sum(c: float, known: list[float]) -> dict[float, tuple[float, float]] | 
     return None
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_bits(context, x):
     """Take a float64 for the int64 of the same bits."""
     return types.int64(types.float64), lambda _, builder, signature, x: builder.bitcast(x[0], ir.IntType(64))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_float(context, x):
     """Take an int64 for the float64 of the same bits."""
     return types.float64(types.int64), lambda _, builder, signature, x: builder.bitcast(x[0], ir.DoubleType())
