@@ -4,6 +4,7 @@ from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .least_squares import fit_full as fit_full
 from .least_squares import fit_segmented as fit_segmented
+from .maps import read_maps as read_maps
 from .maps import write_maps as write_maps
 from .model import build_model as build_model
 from .noise import NOISES as NOISES
@@ -18,6 +19,7 @@ from .protocol import check_protocol as check_protocol
 from .relaxation import correct_fraction as correct_fraction
 from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction
+from .report import write_report as write_report
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
 from .sensitivity import prior_sensitivity as prior_sensitivity

@@ -108,7 +108,7 @@ def fit_command(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit the regions of a scan; write posterior.nc, summary.tsv and maps.
+    """Fit the regions of a scan; write posterior.nc, summary.tsv, report.html and maps.
 
     Exit status 0: results written. 2: nothing written, the message says why. 3: results written, a region's
     posterior is not to be trusted.
@@ -377,6 +377,34 @@ def summary(
         from ivimbayes.terminal import print_sensitivity
 
         print_sensitivity(prior_sensitivity(tree))
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that ivimbayes fit wrote.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file.  [default: DIR/report.html]")
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option("--title", help="Of the page.  [default: the scan's file]")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file --out.")] = False,
+) -> None:
+    """Write the report on a fit: one HTML file, with its maps if the folder has some.
+
+    Without --out it replaces the report of the folder.
+    """
+    from ivimbayes.maps import map_files, read_maps
+    from ivimbayes.report import write_report
+    from ivimbayes.storage import read_tree
+
+    check_table(out, overwrite)
+    path = fit_file(folder)
+    tree, maps = read_tree(path), path.parent / MAPS
+    has_maps = maps.is_dir() and any((maps / name).exists() for name in map_files())
+    out = path.parent / "report.html" if out is None else out
+    write_report(tree, out, maps=read_maps(maps) if has_maps else None, title=title)
+    typer.echo(f"written to {out}")
 
 
 @app.command("compare")

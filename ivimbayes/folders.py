@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS = ".ivimbayes-regions", ".ivimbayes-maps", ".ivimbayes-written"
 OURS = (CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS, f".{UNFINISHED_MAPS}.unfinished")
-RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv"), "maps"
+RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv", "report.html"), "maps"
 EXIT_INTERRUPTED = 130
 
 
@@ -93,6 +93,7 @@ def write_results(
 ) -> list[str]:
     """Write the results, print them, and return the verdicts."""
     from ivimbayes.maps import describe_maps, replace_maps
+    from ivimbayes.report import render_report
     from ivimbayes.storage import replacing, write_tree
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
@@ -106,7 +107,9 @@ def write_results(
     for name, frame in tables.items():
         with replacing(folder / name) as path:
             frame.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
-    for stale in set(RESULTS) - {"posterior.nc", *tables}:
+    with replacing(folder / "report.html") as path:
+        path.write_text(render_report(tree, table, diagnoses, maps=made, truth=truth), encoding="utf-8")
+    for stale in set(RESULTS) - {"posterior.nc", "report.html", *tables}:
         (folder / stale).unlink(missing_ok=True)
     if made is not None:
         replace_maps(folder / CHECKPOINT / MAPS, folder / MAPS)

@@ -99,6 +99,54 @@ def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
     return written
 
 
+def read_maps(folder: str | Path) -> xr.Dataset:
+    """Read the maps that `write_maps`, or ``ivimbayes map``, wrote.
+
+    Parameters
+    ----------
+    folder : path
+        With the NIfTI images and their sidecars, or ``maps.nc``, or ``maps.zarr``.
+
+    Returns
+    -------
+    Dataset
+        (x, y, z) as `posterior_maps` gives it, with the attributes that the sidecars hold.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no maps, or one cannot be read.
+    """
+    folder = Path(folder)
+    for name, engine in (("maps.nc", "h5netcdf"), ("maps.zarr", "zarr")):
+        if (folder / name).exists():
+            return xr.load_dataset(folder / name, engine=engine)
+    found = [path for name in NAMES if (path := folder / f"{name}.nii.gz").is_file()]
+    if not found:
+        raise InputError(f"{folder}: holds no maps (such as f_mean.nii.gz); make them with ivimbayes map")
+    data, attrs = dict[str, Any](), dict[str, Any]()
+    for path in found:
+        name = path.name.removesuffix(".nii.gz")
+        try:
+            image = nib.load(path)
+            values = np.asarray(image.dataobj)
+            plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); make it again with ivimbayes map") from None
+        data[name] = (
+            SPACE,
+            values,
+            {"units": plain.get("Units", ""), "long_name": plain.get("Description", "")},
+        )
+        data["affine"] = (("row", "column"), image.affine, {"units": "mm"})
+        attrs = {key.lower(): plain[key] for key in ("Model", "Noise", "Seed", "Draws") if key in plain}
+        attrs |= {"interval": plain["Interval"]["Probability"]} if "Interval" in plain else {}
+    shapes = {value[1].shape for name, value in data.items() if name != "affine"}
+    if len(shapes) > 1:
+        raise InputError(f"{folder}: its maps differ in shape ({sorted(shapes)}); make them again")
+    return xr.Dataset(data, attrs=attrs)
+
+
 def _sidecar(attrs: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = {"Units": attrs.get("units", ""), "Description": attrs.get("long_name", "")}
     if "flag_meanings" in attrs:

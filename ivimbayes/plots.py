@@ -95,7 +95,8 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
         ax.plot(b, middle, color=colour, lw=1.5, label=label)
     measured = (tree["observed_data"]["signal"].isel(voxel=mine) / S0).mean("voxel")
     ax.plot(measured_b, measured, "o", ms=4, color="black", label="mean measured")
-    ax.set(xlabel="b (s/mm²)", ylabel="signal / S0", title=roi, ylim=(0, None))
+    ax.set(xlabel="b (s/mm²)", ylabel="signal / S0", ylim=(0, None))
+    ax.set_title(roi, parse_math=False)
     ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -136,6 +137,6 @@ def plot_regions(tree: xr.DataTree, truth: xr.Dataset | None = None, axes: Any =
             ax.plot(values, y, "x", color=ORANGE, ms=8, mew=2, label="truth")
         unit = "" if parameter.display_unit == "1" else " (10⁻³ mm²/s)"
         ax.set(xlabel=parameter.label + unit, ylim=(len(regions) - 0.5, -0.5))
-        ax.set_yticks(y, regions)
+        ax.set_yticks(y, regions, parse_math=False)
     axes[0].legend(frameon=False, fontsize="small")
     return axes

@@ -35,9 +35,9 @@ DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
-STARTS = {  # of the mean, in prior widths
-    "f": (0, 1, -1, -0.5), "f_fast": (0, -0.5, 0.5, 0.5), "D": (0, -0.5, 0.5, 0.5),
-    "D_star": (0, -1, 0.5, 1), "D_star_fast": (0, -0.5, 0.5, 0), "K": (0, 0.5, -0.5, 1),
+STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
+    "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
+    "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
 }  # fmt: skip
 START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
 
@@ -200,7 +200,8 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
     part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
     prior, found = spec.prior.theta(spec.signal), list[Population]()
-    for offset in np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T:
+    offsets = np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T
+    for offset in offsets if SIGNALS[spec.signal].kurtosis else offsets[:-1]:
         start = prior.centre + offset * prior.width
         mode = _mode(signal[part], averages[part], b, spec, start)
         if all(np.abs(mode.location - other.location).max() > START_DISTANCE for other in found):

@@ -102,6 +102,25 @@ class Signal:
             for name in self.parameters
         )
 
+    @property
+    def equation(self) -> str:
+        """The signal over S0, as text.
+
+        Examples
+        --------
+        >>> SIGNALS["biexponential"].equation
+        'S(b)/S0 = (1 − f)·exp(−b·D) + f·exp(−b·D*), D < D*'
+        """
+        labels = [PARAMETERS[name].label for name in self.parameters]
+        shares, rates = labels[: self.fractions], labels[self.fractions : self.fractions + self.rates]
+        tissue = "exp(−b·D + (b·D)²·K/6)" if self.kurtosis else "exp(−b·D)"
+        terms = [f"(1 − {shares[0]})·{tissue}" if shares else tissue]
+        for c, share in enumerate(shares, 1):
+            weight = f"({share} − {shares[c]})" if c < len(shares) else share
+            terms.append(f"{weight}·exp(−b·{rates[c]})" if c < len(rates) else f"{weight} at b = 0")
+        order = f", {' < '.join(rates)}" if len(rates) > 1 else ""
+        return f"S(b)/S0 = {' + '.join(terms)}{order}"
+
     def values(self, *theta: Any, exp: Callable[[Any], Any] = np.exp) -> tuple[Any, ...]:
         """Parameter values from their unbounded form: the order of the rates holds for every input."""
         found: list[Any] = []

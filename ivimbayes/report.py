@@ -1,0 +1,275 @@
+"""One self-contained page from a fit: verdicts, values with their intervals, what rests on the prior."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from ivimbayes.methods import describe_methods
+from ivimbayes.plots import plot_decay, plot_regions
+from ivimbayes.priors import TissuePrior
+from ivimbayes.signals import PARAMETERS, SIGNALS
+from ivimbayes.slices import draw_slices
+from ivimbayes.spec import ModelSpec
+from ivimbayes.storage import replacing
+from ivimbayes.summary import VERDICTS, Diagnosis, diagnose, summarize
+
+FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page
+MEANINGS = {
+    "converged": "the sampling can be trusted",
+    "doubtful": "read the reasons before using the values",
+    "failed": "the values are not to be used",
+}
+
+
+def write_report(
+    fit: xr.DataTree,
+    path: str | Path,
+    *,
+    maps: xr.Dataset | None = None,
+    truth: xr.Dataset | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write a page on the uncertainty of a fit's regions: one file, which asks for nothing outside.
+
+    Parameters
+    ----------
+    fit : DataTree
+        From `fit`.
+    path : path
+        The HTML file, written under a temporary name and renamed.
+    maps : Dataset, optional
+        From `posterior_maps` or `read_maps`; their slices are then shown.
+    truth : Dataset, optional
+        ``f_roi``, ``D_roi``, ``D_star_roi`` (roi) to mark, as `phantom` gives them.
+    title : str, optional
+        The name of the scan's file when not given.
+
+    Returns
+    -------
+    path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If the maps hold no numbers.
+    """
+    diagnoses = diagnose(fit)
+    table = summarize(fit, diagnoses)
+    text = render_report(fit, table, diagnoses, maps=maps, truth=truth, title=title)
+    path = Path(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    return path
+
+
+def render_report(
+    tree: xr.DataTree,
+    table: pd.DataFrame,
+    diagnoses: Mapping[str, Diagnosis],
+    *,
+    maps: xr.Dataset | None = None,
+    truth: xr.Dataset | None = None,
+    title: str | None = None,
+) -> str:
+    """Make the text of the page, of a fit with its `summarize` and `diagnose`; see `write_report`."""
+    source = tree.attrs.get("source", "")
+    spec = ModelSpec.from_json(tree.attrs["spec"])
+    regions = [
+        _region(tree, roi, table, diagnoses[roi], n < FIGURES_AT_MOST) for n, roi in enumerate(diagnoses)
+    ]
+    template = _template()
+    script = files("ivimbayes").joinpath("data/report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return template.render(
+        title=title or (Path(source).name if source else "") or "IVIM fit",
+        counts=[(v, sum(d.verdict == v for d in diagnoses.values()), MEANINGS[v]) for v in VERDICTS],
+        regions=regions,
+        without_figures=max(0, len(regions) - FIGURES_AT_MOST),
+        overview=_svg(_overview(tree, truth)),
+        table=[_cells(row) for row in table.to_dict("records")],
+        contraction=_contraction(diagnoses, spec),
+        priors=_priors(tree),
+        methods=describe_methods(tree, table, maps),
+        slices=None if maps is None else draw_slices(maps),
+        settings=_settings(tree, spec),
+        inputs=[{"role": k, **v} if isinstance(v, dict) else {"role": k, "name": v} for k, v in
+                json.loads(tree.attrs.get("inputs", "{}")).items()],
+        script=script,
+        script_hash=digest,
+    )  # fmt: skip
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = files("ivimbayes").joinpath("data/report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "svg": jinja2.utils.markupsafe.Markup}
+    return environment.from_string(text)
+
+
+def number(value: float) -> str:
+    """Three significant digits of a number as ``summary.tsv`` has it; no exponent from 0.001 to 1e6.
+
+    Examples
+    --------
+    >>> number(0.0123456), number(1234.56), number(float("nan"))
+    ('0.0123', '1235', '–')
+    """
+    value = float(f"{value:.6g}")
+    if not np.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    size = int(np.floor(np.log10(abs(value))))
+    return f"{value:.{max(0, 2 - size)}f}" if -4 < size < 6 else f"{value:.3g}"
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a row of the table, its numbers as ``summary.tsv`` has them."""
+    shown = {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
+    return shown | {"label": PARAMETERS[str(row["parameter"])].label, "unit": _unit(str(row["parameter"]))}
+
+
+def _unit(parameter: str) -> str:
+    return {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}.get(
+        PARAMETERS[parameter].display_unit, PARAMETERS[parameter].display_unit
+    )
+
+
+def _region(
+    tree: xr.DataTree, roi: str, table: pd.DataFrame, diagnosis: Diagnosis, figures: bool
+) -> dict[str, Any]:
+    constant = tree["constant_data"].to_dataset()
+    fitted = int((constant["voxel_roi"].values == roi).sum())
+    rows = table[(table["roi"] == roi) & ~table["parameter"].isin(["S0", "sigma"])]
+    return {
+        "name": roi,
+        "verdict": diagnosis.verdict,
+        "meaning": MEANINGS[diagnosis.verdict],
+        "level": str(constant.sel(roi=roi)["level"].values),
+        "fitted": fitted,
+        "available": int(constant.sel(roi=roi)["available"]),
+        "prior": json.loads(tree.attrs["priors"])[roi]["name"],
+        "snr": diagnosis.snr,
+        "findings": [{"level": f.level, "what": f.what, "advice": f.advice} for f in diagnosis.findings],
+        "values": [
+            {
+                "label": PARAMETERS[row["parameter"]].label,
+                "unit": _unit(row["parameter"]),
+                **{k: number(row[k]) for k in ("median", "hdi_low", "hdi_high", "spread")},
+            }
+            for row in rows.to_dict("records")
+        ],
+        "figures": _figures(tree, roi) if figures else [],
+    }
+
+
+def _figures(tree: xr.DataTree, roi: str) -> list[dict[str, Any]]:
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    plot_decay(tree, roi, ax=figure.subplots())
+    return [
+        {
+            "svg": _svg(figure),
+            "caption": "Signal decay: mean measured signal; median and 95 % band of the region's median "
+            "voxel and of its parts; in grey where 95 % of single measurements are expected.",
+        }
+    ]
+
+
+def _overview(tree: xr.DataTree, truth: xr.Dataset | None) -> Figure:
+    names = SIGNALS[ModelSpec.from_json(tree.attrs["spec"]).signal].parameters
+    rows = tree["posterior"].sizes["roi"]
+    figure = Figure(figsize=(3 * len(names), 1.2 + 0.3 * rows), layout="constrained")
+    plot_regions(tree, truth, axes=figure.subplots(1, len(names), sharey=True, squeeze=False)[0])
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    """Draw a figure as SVG with names of its own, so that many can stand in a page."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "ivimbayes"}):
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
+    text = buffer.getvalue().decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)  # each text of the figure
+    own = hashlib.sha256(text.encode()).hexdigest()[:8]
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{own}-\1"', text)
+    return re.sub(
+        r'^<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'^(<svg [^>]*?) height="[^"]*"', r"\1", text)
+    )
+
+
+def _contraction(diagnoses: Mapping[str, Diagnosis], spec: ModelSpec) -> list[dict[str, Any]]:
+    return [
+        {
+            "region": roi,
+            "shares": [
+                {"label": PARAMETERS[p].label, "percent": round(100 * max(0.0, diagnosis.contraction[p]))}
+                for p in SIGNALS[spec.signal].parameters
+            ],
+        }
+        for roi, diagnosis in diagnoses.items()
+    ]
+
+
+def _priors(tree: xr.DataTree) -> list[dict[str, Any]]:
+    """List each prior once, with the regions that have it."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for roi, plain in json.loads(tree.attrs["priors"]).items():
+        prior = TissuePrior.from_dict(plain)
+        entry = by_name.setdefault(
+            json.dumps(plain, sort_keys=True),
+            {"name": prior.name, "note": prior.note, "regions": [], "rows": _prior_rows(prior),
+             "published": [dict(p) for p in prior.published]},
+        )  # fmt: skip
+        entry["regions"].append(roi)
+    return list(by_name.values())
+
+
+def _prior_rows(prior: TissuePrior) -> list[dict[str, str]]:
+    return [
+        {
+            "label": PARAMETERS[p].label,
+            "unit": _unit(p),
+            "median": number(PARAMETERS[p].display_scale * prior.centre[p]),
+            "low": number(PARAMETERS[p].display_scale * low),
+            "high": number(PARAMETERS[p].display_scale * high),
+        }
+        for p, (low, high) in prior.ranges().items()
+    ]
+
+
+def _settings(tree: xr.DataTree, spec: ModelSpec) -> list[tuple[str, str]]:
+    settings, versions = json.loads(tree.attrs["settings"]), json.loads(tree.attrs["versions"])
+    plain = [
+        ("signal model", SIGNALS[spec.signal].long_name),
+        ("noise", spec.noise),
+        ("population", spec.population),
+        ("seed", str(int(tree.attrs["seed"]))),
+        *((k.replace("_", " "), str(v)) for k, v in settings.items() if k != "seed"),
+    ]
+    plain += [(f"{name} of the fit", release) for name, release in versions.items()]
+    return [*plain, ("ivimbayes of this page", version("ivimbayes"))]
