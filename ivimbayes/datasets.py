@@ -287,8 +287,10 @@ def _download(file: _File) -> Path:
             downloader=pooch.HTTPDownloader(timeout=TIMEOUT),
         )
     except OSError as error:  # of requests, or of the cache's folder
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = f"status {status}" if status else error.strerror or type(error).__name__
+        reason = error.strerror or type(error).__name__
+        if (response := getattr(error, "response", None)) is not None:
+            response.close()
+            reason = f"status {response.status_code}"
         raise InputError(
             f"{address}: cannot be downloaded to {path.parent} ({reason}); try again, {way_out}"
         ) from None
