@@ -1,4 +1,5 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
+from . import datasets as datasets
 from .compare import compare_models as compare_models
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning

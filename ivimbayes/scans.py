@@ -129,31 +129,42 @@ def read_scan(
         label_names, name_file = read_label_names(origin, np.unique(labels[labels != 0]), names)
         used |= {"rois": origin, **({"names": name_file} if name_file else {})}
     labels, label_names = _select(labels, inside, label_names, regions, origin)
-    signal = xr.Variable(
-        ("x", "y", "z", "measurement"),
-        indexing.LazilyIndexedArray(_LazyVolumes(image, Path(dwi))),
-        {"units": "signal units", "long_name": "diffusion-weighted signal"},
-    )
-    scan = xr.Dataset(
+    attrs = {
+        "roi_names": json.dumps({str(k): v for k, v in label_names.items()}),
+        "inputs": json.dumps({k: {"file": p.name, "sha256": _sha256(p)} for k, p in used.items()}),
+        "source": Path(dwi).name,
+        "protocol": str(bval_path),
+        "b_selected": int(b_min is not None or b_max is not None),
+        "real_valued": int(real_valued),
+    }
+    signal = indexing.LazilyIndexedArray(_LazyVolumes(image, Path(dwi)))
+    scan = as_scan(signal, labels, np.asarray(image.affine, float), b, weights, attrs)
+    return scan.isel(measurement=keep)
+
+
+def as_scan(
+    signal: Any,
+    labels: np.ndarray,
+    affine: np.ndarray,
+    b: np.ndarray,
+    averages: np.ndarray,
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Assemble a scan: signals (x, y, z, measurement), labels (x, y, z), affine in mm, b in s/mm²."""
+    space = ("x", "y", "z")
+    about = {"units": "signal units", "long_name": "diffusion-weighted signal"}
+    return xr.Dataset(
         {
-            "signal": signal,
-            "roi": (("x", "y", "z"), labels, {"long_name": "region label"}),
-            "affine": (("row", "column"), np.asarray(image.affine, float), {"units": "mm"}),
+            "signal": ((*space, "measurement"), signal, about),
+            "roi": (space, labels, {"long_name": "region label"}),
+            "affine": (("row", "column"), affine, {"units": "mm"}),
         },
         coords={
             "b": ("measurement", b, {"units": "s/mm2", "long_name": "diffusion weighting"}),
-            "averages": ("measurement", weights, {"units": "1", "long_name": "images averaged"}),
+            "averages": ("measurement", averages, {"units": "1", "long_name": "images averaged"}),
         },
-        attrs={
-            "roi_names": json.dumps({str(k): v for k, v in label_names.items()}),
-            "inputs": json.dumps({k: {"file": p.name, "sha256": _sha256(p)} for k, p in used.items()}),
-            "source": Path(dwi).name,
-            "protocol": str(bval_path),
-            "b_selected": int(b_min is not None or b_max is not None),
-            "real_valued": int(real_valued),
-        },
+        attrs=attrs,
     )
-    return scan.isel(measurement=keep)
 
 
 def roi_names(scan: xr.Dataset) -> dict[int, str]:

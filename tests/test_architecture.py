@@ -22,7 +22,7 @@ FLOORS = (
         "kernel_averages",
         "kernel_summaries",
     },
-    {"spec", "kernel_passes"},
+    {"spec", "kernel_passes", "datasets"},
     {"model", "density", "prior_check", "kernel"},
     {"collect", "convergence"},
     {"sampling"},
