@@ -72,6 +72,15 @@ def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
     ------
     InputError
         If the Dataset holds no map or no affine.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from ivimbayes import fit_segmented, phantom
+    >>> made = fit_segmented(phantom()[0], progress=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     print(sorted(path.name for path in write_maps(made, folder))[:3])
+    ['D.nii.gz', 'D_se.nii.gz', 'D_star.nii.gz']
     """
     names = [str(name) for name, v in maps.data_vars.items() if set(SPACE) <= set(v.dims)]
     if not names or "affine" not in maps:

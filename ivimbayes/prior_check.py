@@ -74,6 +74,13 @@ def prior_check(
     measurement: in a median over voxels it hardly counts, save that the floor of magnitudes lifts signals
     below about three times sigma. A mean curve has no error here. The ranges at different b values are not
     independent: read the row of them, not one b value.
+
+    Examples
+    --------
+    >>> from ivimbayes import phantom
+    >>> checked = prior_check(phantom()[0], voxels_per_roi=50)
+    >>> checked["tissue"].sel(roi="liver").item(), bool(checked["inside"].sel(roi="liver").all())
+    ('liver', True)
     """
     spec = ModelSpec() if spec is None else spec
     if isinstance(draws, bool) or draws != int(draws) or draws < LEAST_DRAWS:

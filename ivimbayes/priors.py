@@ -60,6 +60,13 @@ class TissuePrior:
         Region names, or words in them, that the tissue answers to.
     published : tuple of mapping
         Values with their ``source``.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> wide = replace(tissue_prior("liver"), width={"f": 1.0, "D": 0.4, "D_star": 1.4})
+    >>> wide.centre["f"], wide.theta_width.tolist()
+    (0.23, [1.0, 0.4, 1.4])
     """
 
     name: str
@@ -161,6 +168,11 @@ def read_priors(path: str | Path | None = None) -> dict[str, TissuePrior]:
     ------
     InputError
         If the file is missing, is not TOML, or a number is missing or out of range.
+
+    Examples
+    --------
+    >>> list(read_priors())[:3]
+    ['generic', 'brain', 'white_matter']
     """
     if path is None:
         return dict(TISSUES)

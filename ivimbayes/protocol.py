@@ -45,6 +45,15 @@ def check_protocol(
     -----
     InputWarning
         If the b values leave a parameter to its prior, or hold signals that the model leaves out.
+
+    Examples
+    --------
+    >>> from ivimbayes import simulate
+    >>> scan, _ = simulate([0, 20, 50, 100, 400, 800], snr=30, voxels=5)
+    >>> check_protocol(scan)
+    >>> check_protocol(scan.isel(measurement=[0, 4, 5]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ivimbayes.errors.InputError: simulation: 3 distinct b values, 4 are needed; ...
     """
     model, b = SIGNALS[signal], np.unique(scan["b"].values.astype(float))
     where = scan.attrs.get("protocol", scan.attrs.get("source", "scan"))

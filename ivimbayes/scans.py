@@ -103,6 +103,16 @@ def read_scan(
     InputError
         If a file is missing or unreadable, or shapes, affines or counts disagree. The message names the file,
         what was found and the way out.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from ivimbayes import phantom
+    >>> with TemporaryDirectory() as folder:
+    ...     dwi, labels = write_scan(phantom()[0], folder)
+    ...     scan = read_scan(dwi, rois=labels, b_max=500).load()
+    >>> dict(scan["signal"].sizes), scan.attrs["roi_names"]
+    ({'x': 40, 'y': 40, 'z': 2, 'measurement': 13}, '{"1": "liver", "2": "kidney", "3": "pancreas"}')
     """
     image = _open(dwi, 4, "a 4-D diffusion-weighted image")
     bval_path = _beside(Path(dwi)) if bval is None else Path(bval)

@@ -108,6 +108,14 @@ def simulate(
     truth : Dataset
         The signal's parameters, such as ``f``, ``D``, ``D_star``, and ``S0`` (x, y, z), and the regions'
         values ``f_roi``, ``D_roi``, ``D_star_roi`` (roi).
+
+    Examples
+    --------
+    >>> scan, truth = simulate([0, 20, 50, 100, 400, 800], snr=30, voxels=5, regions=2)
+    >>> dict(scan["signal"].sizes)
+    {'x': 5, 'y': 2, 'z': 1, 'measurement': 6}
+    >>> bool((truth["D"] < truth["D_star"]).all())
+    True
     """
     rng = np.random.default_rng(seed)
     b = np.asarray(b, float)

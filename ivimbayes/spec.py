@@ -63,7 +63,7 @@ class ModelSpec:
 
     @property
     def latent(self) -> tuple[str, ...]:
-        """What is sampled of each voxel: the signal's parameters, and S0 where it is not integrated out."""
+        """Names of what is sampled of each voxel, S0 among them where it is not integrated out."""
         return SIGNALS[self.signal].parameters + (() if NOISES[self.noise].marginal else ("S0",))
 
     def with_prior(self, prior: TissuePrior) -> "ModelSpec":

@@ -52,6 +52,15 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> None:
         Groups of arrays; attributes are strings or numbers.
     path : path
         File to write; an older one is replaced in one step.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"D_roi": ("draw", [1e-3, 1.1e-3])})})
+    >>> with TemporaryDirectory() as folder:
+    ...     write_tree(tree, f"{folder}/posterior.nc")
+    ...     read_tree(f"{folder}/posterior.nc").identical(tree)
+    True
     """
     encoding = {
         node.path: {
@@ -73,6 +82,12 @@ def read_tree(path: str | Path) -> xr.DataTree:
     ------
     InputError
         If the file is missing or is not a stored fit.
+
+    Examples
+    --------
+    >>> read_tree("fit.nc")
+    Traceback (most recent call last):
+    ivimbayes.errors.InputError: fit.nc: no such file; run ivimbayes fit first, or name the folder it wrote
     """
     path = Path(path)
     if not path.is_file():

@@ -58,6 +58,13 @@ def choose_voxels(
     -----
     The volumes are read one at a time, twice: to find the usable voxels, and to collect the chosen ones.
     Measurements averaged over a part of a block only count as that part of a full block's precision.
+
+    Examples
+    --------
+    >>> from ivimbayes import phantom
+    >>> chosen = choose_voxels(phantom()[0], voxels_per_roi=50)
+    >>> chosen["liver"].sizes["voxel"], int(chosen["liver"].attrs["available"])
+    (50, 816)
     """
     blocks = _blocks(downsample)
     if level not in LEVELS:
