@@ -1,14 +1,26 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
+from .check_plots import plot_comparison as plot_comparison
+from .check_plots import plot_energy as plot_energy
+from .check_plots import plot_ess as plot_ess
+from .check_plots import plot_khat as plot_khat
+from .check_plots import plot_loo_pit as plot_loo_pit
+from .check_plots import plot_trace as plot_trace
 from .compare import compare_models as compare_models
+from .density_plots import plot_joint as plot_joint
+from .density_plots import plot_prior_posterior as plot_prior_posterior
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .least_squares import fit_full as fit_full
 from .least_squares import fit_segmented as fit_segmented
+from .map_plots import plot_maps as plot_maps
 from .maps import write_maps as write_maps
 from .model import build_model as build_model
 from .noise import NOISES as NOISES
 from .plots import plot_decay as plot_decay
+from .plots import plot_predictive as plot_predictive
 from .plots import plot_regions as plot_regions
+from .plots import plot_sessions as plot_sessions
+from .plots import plot_spread as plot_spread
 from .prior_check import prior_check as prior_check
 from .priors import TISSUES as TISSUES
 from .priors import TissuePrior as TissuePrior

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from scipy.special import i0e, stdtrit
+from scipy.special import chndtr, i0e, ndtr, stdtr, stdtrit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 NUMPY = SimpleNamespace(log=np.log, log1p=np.log1p, where=np.where, maximum=np.maximum, minimum=np.minimum)
@@ -35,12 +35,15 @@ class Noise:
         where, maximum and minimum.
     draw_signal : callable
         ``draw_signal(rng, curve, S0, sigma, averages)``: measurements given S0.
+    cdf : callable
+        ``cdf(signal, mean, sigma, averages)``: probability of a smaller measurement.
     """
 
     long_name: str
     marginal: bool
     logp: Callable[..., Any]
     draw_signal: Callable[..., Array]
+    cdf: Callable[..., Array]
 
 
 def gaussian_logp(
@@ -154,8 +157,22 @@ def _student_t_draw_signal(
     return np.asarray(centre + scale * stdtrit(T_NU, rng.uniform(size=shape)))
 
 
+def _gaussian_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
+    return np.asarray(ndtr((signal - mean) * np.sqrt(averages) / sigma[..., None]))
+
+
+def _rician_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
+    """Probability of a smaller magnitude: its square over the variance is a noncentral chi-squared."""
+    variance = sigma[..., None] ** 2 / averages
+    return np.asarray(chndtr(signal**2 / variance, 2, mean**2 / variance))
+
+
+def _student_t_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
+    return np.asarray(stdtr(T_NU, (signal - mean) * np.sqrt(averages) / sigma[..., None]))
+
+
 NOISES: dict[str, Noise] = {
-    "gaussian": Noise("Gaussian", True, _gaussian_logp, gaussian_draw_signal),
-    "rician": Noise("Rician", False, _rician_logp, _rician_draw_signal),
-    "student_t": Noise("Student-t", False, _student_t_logp, _student_t_draw_signal),
+    "gaussian": Noise("Gaussian", True, _gaussian_logp, gaussian_draw_signal, _gaussian_cdf),
+    "rician": Noise("Rician", False, _rician_logp, _rician_draw_signal, _rician_cdf),
+    "student_t": Noise("Student-t", False, _student_t_logp, _student_t_draw_signal, _student_t_cdf),
 }
