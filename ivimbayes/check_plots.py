@@ -319,8 +319,8 @@ def _region_values(tree: xr.DataTree, regions: list[str]) -> xr.Dataset:
     need(tree, "posterior")
     names = (*signal_of(tree).parameters, "sigma")
     data = {n: np.stack([region_draws(tree, n, roi) for roi in regions], axis=-1) for n in names}
-    dims = ("chain", "draw", "region")
-    return xr.Dataset({n: (dims, values) for n, values in data.items()}, coords={"region": regions})
+    coords = {dim: tree["posterior"][dim].values for dim in ("chain", "draw")} | {"region": regions}
+    return xr.Dataset({n: (("chain", "draw", "region"), v) for n, v in data.items()}, coords)
 
 
 def _labeller(values: xr.Dataset) -> Any:

@@ -18,6 +18,7 @@ from scipy.special import chndtr, i0e, ndtr, stdtr, stdtrit
 Array = np.ndarray[Any, np.dtype[np.float64]]
 NUMPY = SimpleNamespace(log=np.log, log1p=np.log1p, where=np.where, maximum=np.maximum, minimum=np.minimum)
 T_NU = 4.0  # degrees of freedom of Student-t noise
+RICIAN_FAR = 50.0  # standard deviations, beyond which magnitudes are nearly normal
 BESSEL_SPLIT = 12.0  # below it I0 is a polynomial of z, above of 1/z
 
 
@@ -162,9 +163,15 @@ def _gaussian_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> 
 
 
 def _rician_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
-    """Probability of a smaller magnitude: its square over the variance is a noncentral chi-squared."""
-    variance = sigma[..., None] ** 2 / averages
-    return np.asarray(chndtr(signal**2 / variance, 2, mean**2 / variance))
+    """Probability of a smaller magnitude: its square over the variance is a noncentral chi-squared.
+
+    Of means above 50 standard deviations it is taken for a normal about sqrt(mean² + variance), within 3e-5.
+    """
+    sd = sigma[..., None] / np.sqrt(averages)
+    y, m = (np.asarray(v) for v in np.broadcast_arrays(signal / sd, np.abs(mean) / sd))
+    found, near = ndtr(y - np.sqrt(m**2 + 1)), m < RICIAN_FAR
+    found[near] = chndtr(y[near] ** 2, 2, m[near] ** 2)
+    return np.asarray(found)
 
 
 def _student_t_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
