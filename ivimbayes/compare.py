@@ -7,7 +7,7 @@ import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtr
 
 from ivimbayes.errors import InputError
 from ivimbayes.noise import NOISES
@@ -223,13 +223,36 @@ class Draws:
         """
         if not NOISES[self.spec.noise].marginal:
             return self.log_likelihood()
+        mean, variance = self.left_out()
+        return np.asarray(-0.5 * ((self.signal - mean) ** 2 / variance + np.log(2 * np.pi * variance)))
+
+    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of each measurement given the voxel's others, where S0 is integrated out.
+
+        Returns
+        -------
+        mean, variance : ndarray (chain, draw, voxel, measurement)
+            Of the normal whose log-density is `log_predictive`.
+        """
         g, n, variance = self.curve, self.averages, self.sigma**2
         weight, product = n * g**2, n * g * self.signal
         precision = 1 / self.S0_sd**2 + (weight.sum(-1, keepdims=True) - weight) / variance
         others = (product.sum(-1, keepdims=True) - product) / variance
         mean = (self.S0_mean / self.S0_sd**2 + others) / precision
-        spread = variance / n + g**2 / precision
-        return np.asarray(-0.5 * ((self.signal - g * mean) ** 2 / spread + np.log(2 * np.pi * spread)))
+        return g * mean, variance / n + g**2 / precision
+
+    def cumulative(self) -> np.ndarray:
+        """Probability of a smaller measurement than each, under the density that `log_predictive` gives.
+
+        Returns
+        -------
+        ndarray (chain, draw, voxel, measurement)
+        """
+        noise = NOISES[self.spec.noise]
+        if noise.marginal:
+            mean, variance = self.left_out()
+            return np.asarray(ndtr((self.signal - mean) / np.sqrt(variance)))
+        return np.asarray(noise.cdf(self.signal, self.S0 * self.curve, self.sigma[..., 0], self.averages))
 
 
 def leave_one_out(tree: xr.DataTree, roi: str) -> az.ELPDData:
@@ -247,10 +270,7 @@ def leave_one_out(tree: xr.DataTree, roi: str) -> az.ELPDData:
         draws = Draws.of(tree, roi, DRAWS, voxels)
         density = xr.DataArray(draws.log_predictive(), dims=(*SAMPLES, "voxel", "measurement"))
         size = density.sizes["chain"] * density.sizes["draw"]
-        effective = float(az.ess(density.sum("measurement").to_dataset(name="sum"))["sum"].mean())
-        # PSIS refuses weights that are all the same, as draws of a chain that did not move are
-        distinct = density * (1 + 1e-9 * np.linspace(0, 1, size).reshape(density.shape[:2])[..., None, None])
-        log_weights, k = distinct.azstats.psislw(r_eff=min(1.0, effective / size), dim=list(SAMPLES))
+        log_weights, k = smoothed_weights(density)
         if (np.ptp(draws.sigma, axis=1) == 0).any():  # a chain that never moved
             k = xr.full_like(k, np.inf)
         weighted = (log_weights + density).transpose(*SAMPLES, "voxel", "measurement").values
@@ -271,6 +291,28 @@ def leave_one_out(tree: xr.DataTree, roi: str) -> az.ELPDData:
         elpd_i=xr.DataArray(elpd_i, dims=("voxel", "measurement")),
         pareto_k=xr.DataArray(pareto_k, dims=("voxel", "measurement")),
     )
+
+
+def smoothed_weights(density: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Logarithms of the importance weights of each measurement left out, and their Pareto k.
+
+    Parameters
+    ----------
+    density : DataArray (chain, draw, voxel, measurement)
+        From `Draws.log_predictive`.
+
+    Returns
+    -------
+    log_weights : DataArray (chain, draw, voxel, measurement)
+        Pareto-smoothed; over the draws, the weights add up to 1.
+    k : DataArray (voxel, measurement)
+    """
+    size = density.sizes["chain"] * density.sizes["draw"]
+    effective = float(az.ess(density.sum("measurement").to_dataset(name="sum"))["sum"].mean())
+    # PSIS refuses weights that are all the same, as draws of a chain that did not move are
+    distinct = density * (1 + 1e-9 * np.linspace(0, 1, size).reshape(density.shape[:2])[..., None, None])
+    log_weights, k = distinct.azstats.psislw(r_eff=min(1.0, effective / size), dim=list(SAMPLES))
+    return log_weights, k
 
 
 def _chunks(voxels: int) -> Iterator[slice]:

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
-from scipy.special import i0e, stdtrit
+from scipy.special import chndtr, i0e, ndtr, stdtr, stdtrit
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 NUMPY = SimpleNamespace(log=np.log, log1p=np.log1p, where=np.where, maximum=np.maximum, minimum=np.minimum)
 T_NU = 4.0  # degrees of freedom of Student-t noise
+RICIAN_FAR = 50.0  # standard deviations, beyond which magnitudes are nearly normal
 BESSEL_SPLIT = 12.0  # below it I0 is a polynomial of z, above of 1/z
 
 
@@ -35,12 +36,15 @@ class Noise:
         where, maximum and minimum.
     draw_signal : callable
         ``draw_signal(rng, curve, S0, sigma, averages)``: measurements given S0.
+    cdf : callable
+        ``cdf(signal, mean, sigma, averages)``: probability of a smaller measurement.
     """
 
     long_name: str
     marginal: bool
     logp: Callable[..., Any]
     draw_signal: Callable[..., Array]
+    cdf: Callable[..., Array]
 
 
 def gaussian_logp(
@@ -154,8 +158,28 @@ def _student_t_draw_signal(
     return np.asarray(centre + scale * stdtrit(T_NU, rng.uniform(size=shape)))
 
 
+def _gaussian_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
+    return np.asarray(ndtr((signal - mean) * np.sqrt(averages) / sigma[..., None]))
+
+
+def _rician_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
+    """Probability of a smaller magnitude: its square over the variance is a noncentral chi-squared.
+
+    Of means above 50 standard deviations it is taken for a normal about sqrt(mean² + variance), within 3e-5.
+    """
+    sd = sigma[..., None] / np.sqrt(averages)
+    y, m = (np.asarray(v) for v in np.broadcast_arrays(signal / sd, np.abs(mean) / sd))
+    found, near = ndtr(y - np.sqrt(m**2 + 1)), m < RICIAN_FAR
+    found[near] = chndtr(y[near] ** 2, 2, m[near] ** 2)
+    return np.asarray(found)
+
+
+def _student_t_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) -> Array:
+    return np.asarray(stdtr(T_NU, (signal - mean) * np.sqrt(averages) / sigma[..., None]))
+
+
 NOISES: dict[str, Noise] = {
-    "gaussian": Noise("Gaussian", True, _gaussian_logp, gaussian_draw_signal),
-    "rician": Noise("Rician", False, _rician_logp, _rician_draw_signal),
-    "student_t": Noise("Student-t", False, _student_t_logp, _student_t_draw_signal),
+    "gaussian": Noise("Gaussian", True, _gaussian_logp, gaussian_draw_signal, _gaussian_cdf),
+    "rician": Noise("Rician", False, _rician_logp, _rician_draw_signal, _rician_cdf),
+    "student_t": Noise("Student-t", False, _student_t_logp, _student_t_draw_signal, _student_t_cdf),
 }

@@ -19,8 +19,10 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ivimbayes.density_plots import plot_joint, plot_prior_posterior
+from ivimbayes.figures import unit_of
 from ivimbayes.methods import describe_methods
-from ivimbayes.plots import plot_decay, plot_regions
+from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.slices import draw_slices
@@ -101,7 +103,7 @@ def render_report(
         counts=[(v, sum(d.verdict == v for d in diagnoses.values()), MEANINGS[v]) for v in VERDICTS],
         regions=regions,
         without_figures=max(0, len(regions) - FIGURES_AT_MOST),
-        overview=_svg(_overview(tree, truth)),
+        overview=_overview(tree, truth, SIGNALS[spec.signal].parameters),
         table=[_cells(row) for row in table.to_dict("records")],
         contraction=_contraction(diagnoses, spec),
         priors=_priors(tree),
@@ -145,13 +147,7 @@ def number(value: float) -> str:
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
     """Make a row of the table, its numbers as ``summary.tsv`` has them."""
     shown = {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in row.items()}
-    return shown | {"label": PARAMETERS[str(row["parameter"])].label, "unit": _unit(str(row["parameter"]))}
-
-
-def _unit(parameter: str) -> str:
-    return {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}.get(
-        PARAMETERS[parameter].display_unit, PARAMETERS[parameter].display_unit
-    )
+    return shown | {"label": PARAMETERS[str(row["parameter"])].label, "unit": unit_of(str(row["parameter"]))}
 
 
 def _region(
@@ -173,33 +169,58 @@ def _region(
         "values": [
             {
                 "label": PARAMETERS[row["parameter"]].label,
-                "unit": _unit(row["parameter"]),
+                "unit": unit_of(row["parameter"]),
                 **{k: number(row[k]) for k in ("median", "hdi_low", "hdi_high", "spread")},
             }
             for row in rows.to_dict("records")
         ],
-        "figures": _figures(tree, roi) if figures else [],
+        "figures": _figures(tree, roi, tuple(rows["parameter"])) if figures else [],
     }
 
 
-def _figures(tree: xr.DataTree, roi: str) -> list[dict[str, Any]]:
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    plot_decay(tree, roi, ax=figure.subplots())
-    return [
-        {
-            "svg": _svg(figure),
-            "caption": "Signal decay: mean measured signal; median and 95 % band of the region's median "
-            "voxel and of its parts; in grey where 95 % of single measurements are expected.",
-        }
+def _figures(tree: xr.DataTree, roi: str, parameters: tuple[str, ...]) -> list[dict[str, str]]:
+    """Draw what is known of a region, each figure with its caption."""
+    decay, predictive, joint = (Figure(figsize=(5, 3.6), layout="constrained") for _ in range(3))
+    plot_decay(tree, roi, ax=decay.subplots())
+    plot_predictive(tree, roi, ax=predictive.subplots())
+    densities = Figure(figsize=(2.6 * len(parameters), 2.6), layout="constrained")
+    plot_prior_posterior(tree, roi, axes=densities.subplots(1, len(parameters), squeeze=False)[0])
+    made = [
+        (
+            decay,
+            "Signal decay: mean measured signal; median and 95 % band of the region's median voxel and of its "
+            "parts; in grey where 95 % of single measurements are expected.",
+        ),
+        (
+            predictive,
+            "Check of the model: quantiles of the measured signals over the region's voxels, and where the fit "
+            "expects them.",
+        ),
+        (
+            densities,
+            "Prior and posterior of the region's median voxel: where they are alike, the data told little.",
+        ),
     ]
+    if {"f", "D_star"} <= set(parameters):
+        plot_joint(tree, roi, ax=joint.subplots())
+        made.append((joint, "f and D* together: regions that hold 50 and 95 % of the posterior."))
+    return [{"svg": _svg(figure), "caption": caption} for figure, caption in made]
 
 
-def _overview(tree: xr.DataTree, truth: xr.Dataset | None) -> Figure:
-    names = SIGNALS[ModelSpec.from_json(tree.attrs["spec"]).signal].parameters
-    rows = tree["posterior"].sizes["roi"]
-    figure = Figure(figsize=(3 * len(names), 1.2 + 0.3 * rows), layout="constrained")
-    plot_regions(tree, truth, axes=figure.subplots(1, len(names), sharey=True, squeeze=False)[0])
-    return figure
+def _overview(
+    tree: xr.DataTree, truth: xr.Dataset | None, parameters: tuple[str, ...]
+) -> list[dict[str, str]]:
+    size = (3 * len(parameters), 1.4 + 0.32 * tree["posterior"].sizes["roi"])
+    regions = Figure(figsize=size, layout="constrained")
+    plot_regions(tree, truth, axes=regions.subplots(1, len(parameters), sharey=True, squeeze=False)[0])
+    made = [(regions, "Median and 95 % highest-density interval of each region's median voxel.")]
+    if len(tree["posterior"]["voxel"]) > tree["posterior"].sizes["roi"]:
+        spread = Figure(figsize=(3 * len(parameters), 3.2), layout="constrained")
+        plot_spread(tree, axes=spread.subplots(1, len(parameters), squeeze=False)[0])
+        made.append(
+            (spread, "Posterior medians of single voxels, and the region's median voxel with its spread.")
+        )
+    return [{"svg": _svg(figure), "caption": caption} for figure, caption in made]
 
 
 def _svg(figure: Figure) -> str:
@@ -253,7 +274,7 @@ def _prior_rows(prior: TissuePrior) -> list[dict[str, str]]:
     return [
         {
             "label": PARAMETERS[p].label,
-            "unit": _unit(p),
+            "unit": unit_of(p),
             "median": number(PARAMETERS[p].display_scale * prior.centre[p]),
             "low": number(PARAMETERS[p].display_scale * low),
             "high": number(PARAMETERS[p].display_scale * high),

@@ -1,6 +1,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import arviz as az
@@ -132,6 +133,17 @@ def test_predictive_is_a_ratio_of_densities(fits: dict[str, xr.DataTree]) -> Non
         rest = (np.delete(a, k, axis=-1) for a in (draws.signal, draws.curve, draws.averages))
         y, g, n = rest
         np.testing.assert_allclose(found[..., k], whole - gaussian_logp(y, g, sigma, mean, sd, n), rtol=1e-8)
+
+
+def test_cumulative_is_the_integral_of_the_predictive(fits: dict[str, xr.DataTree]) -> None:
+    draws, step = Draws.of(fits["ivim"], "kidney", 40, slice(0, 4)), 1e-3
+    for k in (0, 7, 15):  # one measurement moves, the others stay
+        moved = [draws.signal.copy() for _ in range(2)]
+        for y, sign in zip(moved, (1, -1), strict=True):
+            y[:, k] += sign * step
+        above, below = (replace(draws, signal=y).cumulative()[..., k] for y in moved)
+        density = np.exp(draws.log_predictive()[..., k])
+        np.testing.assert_allclose((above - below) / (2 * step), density, rtol=1e-4)
 
 
 def test_draws_are_thinned(fits: dict[str, xr.DataTree]) -> None:

@@ -135,3 +135,30 @@ def test_rician_density_integrates_to_one() -> None:
             mean + 12,
         )
         assert total == pytest.approx(1, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("snr", [0.5, 5, 300])
+def test_distribution_function_is_the_integral_of_the_density(name: str, snr: float) -> None:
+    noise, sigma, n = NOISES[name], np.array(1 / snr), np.array([4.0])
+    step = 1e-4 / snr
+
+    def cdf(y: np.ndarray) -> np.ndarray:
+        return np.array([noise.cdf(np.array([v]), np.array([1.0]), sigma, n)[0] for v in y])
+
+    y = 1 + np.array([-1.0, -0.3, 0.2, 1.5]) / (2 * snr)
+    y = y[y > 0]
+    slope = (cdf(y + step) - cdf(y - step)) / (2 * step)
+    density = [np.exp(noise.logp(np.array([v]), np.array([1.0]), sigma, n))[0] for v in y]
+    assert slope == pytest.approx(density, rel=1e-4)
+    assert cdf(np.array([1e-9 if name == "rician" else -1e6 / snr, 1 + 1e6 / snr])) == pytest.approx(
+        [0, 1], abs=1e-6
+    )
+
+
+def test_rician_distribution_function_is_that_of_scipy() -> None:
+    mean = np.array([0.0, 3, 20, 49, 51, 400])
+    for z in (-2.0, 0.5, 3):
+        y = np.maximum(mean + z, 0.3)
+        found = NOISES["rician"].cdf(2 * y, 2 * mean, np.array(4.0), np.full(6, 4.0))
+        assert found == pytest.approx(rice.cdf(y, mean), abs=3e-5)

@@ -1,0 +1,167 @@
+"""What the plots share: colours, axes, labels with units, draws in the units shown, and what is refused."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import arviz as az
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from cycler import cycler
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from ivimbayes.errors import InputError
+from ivimbayes.signals import FRACTIONS, PARAMETERS, SIGNALS, Signal
+from ivimbayes.spec import ModelSpec
+from ivimbayes.summary import HDI
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#555555",
+)  # Okabe and Ito, colour-blind safe
+SKY, AMBER = "#56B4E9", "#E69F00"
+CHAINS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+UNITS = {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}
+SHORT_NAMES = {"sigma": "σ"}
+
+
+def unit_of(name: str) -> str:
+    """Give the unit that a parameter is shown in; empty where it has none."""
+    unit = PARAMETERS[name].display_unit
+    return UNITS.get(unit, unit)
+
+
+def label_of(name: str) -> str:
+    """Label of an axis that shows a parameter, with its unit."""
+    label, unit = SHORT_NAMES.get(name, PARAMETERS[name].label), unit_of(name)
+    return f"{label} ({unit})" if unit else label
+
+
+def plain(text: str) -> str:
+    """Escape the dollar signs of a user's text, between which matplotlib would see a formula."""
+    return text.replace("$", r"\$")
+
+
+def need(tree: xr.DataTree, *groups: str) -> None:
+    """Refuse a tree without one of the groups."""
+    for group in groups:
+        if group not in tree.children:
+            raise InputError(
+                f"tree: has no group {group}, only {', '.join(tree.children) or 'none'}; "
+                "give a tree from fit, or of its posterior.nc"
+            )
+
+
+def signal_of(tree: xr.DataTree) -> Signal:
+    """Signal model of a fit."""
+    if "spec" not in tree.attrs:
+        raise InputError("tree: has no attribute spec; give a tree from fit, or of its posterior.nc")
+    return SIGNALS[ModelSpec.from_json(tree.attrs["spec"]).signal]
+
+
+def regions_of(tree: xr.DataTree) -> list[str]:
+    """Names of the fitted regions."""
+    need(tree, "posterior")
+    return [str(roi) for roi in tree["posterior"].to_dataset()["roi"].values]
+
+
+def check_region(tree: xr.DataTree, roi: str) -> None:
+    """Refuse a region that was not fitted."""
+    if roi not in (regions := regions_of(tree)):
+        raise InputError(f"no region {roi!r}; the regions are {', '.join(regions)}")
+
+
+def inside(tree: xr.DataTree, roi: str) -> np.ndarray:
+    """Which of the fitted voxels are the region's, (voxel,)."""
+    return np.asarray(tree["posterior"].to_dataset()["voxel_roi"].values == roi)
+
+
+def region_draws(tree: xr.DataTree, name: str, roi: str, group: str = "posterior") -> np.ndarray:
+    """Draws (chain, draw) of a region's value, in the units shown."""
+    variable = name if name == "sigma" else f"{name}_roi"
+    values = tree[group][variable].sel(roi=roi).transpose("chain", "draw").values
+    return np.asarray(PARAMETERS[name].display_scale * values, float)
+
+
+def interval_of(draws: np.ndarray) -> tuple[float, float, float]:
+    """Median of draws, and the ends of their 95 % highest-density interval."""
+    low, high = az.hdi(draws.ravel(), prob=HDI)
+    return float(np.median(draws)), float(low), float(high)
+
+
+def to_line(name: str, values: Any) -> Any:
+    """Put values shown on the whole line: logit of a fraction, else the logarithm."""
+    return np.log(values) - np.log1p(-values) if name in FRACTIONS else np.log(values)
+
+
+def slope_of_line(name: str, values: Any) -> Any:
+    """Differentiate `to_line`."""
+    return 1 / (values * (1 - values)) if name in FRACTIONS else 1 / values
+
+
+def one_axes(ax: Any, size: tuple[float, float] = (5.0, 3.6)) -> Any:
+    """Give the axes to draw on; those of a new figure where there are none."""
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def many_axes(
+    axes: Any, what: Sequence[str], size: tuple[float, float], rows: int = 1, **options: Any
+) -> np.ndarray:
+    """Give axes in rows, one for each thing that is drawn; those of a new figure where there are none.
+
+    Parameters
+    ----------
+    axes : Axes, array of Axes or None
+        What the caller gave.
+    what : sequence of str
+        What each of them shows.
+    size : tuple of float
+        Width and height of one, in inches.
+    rows : int
+        Of how many rows they are; of one, the axes come without a dimension for it.
+    **options
+        Of ``matplotlib.pyplot.subplots``.
+
+    Returns
+    -------
+    ndarray of Axes (axes,) or (row, axes)
+    """
+    columns = len(what) // rows
+    if axes is None:
+        options |= {"figsize": (size[0] * columns, size[1] * rows), "layout": "constrained", "squeeze": False}
+        figure, axes = plt.subplots(rows, columns, **options)
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    found = np.atleast_1d(np.asarray(axes, dtype=object)).ravel()
+    if len(found) != len(what):
+        raise InputError(f"axes: {len(found)} given; give {len(what)}, for {', '.join(what)}")
+    return found if rows == 1 else found.reshape(rows, columns)
+
+
+def legend_above(ax: Any) -> None:
+    """Put the legend over the axes, where it covers nothing."""
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.2)
+
+
+def name_regions(ax: Any, x: np.ndarray, regions: Sequence[str]) -> None:
+    """Write the regions below the axes, slanted where they would meet."""
+    slanted = len(regions) > 5 or max(map(len, regions)) > 9
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    ax.set_xticks(x, [plain(roi) for roi in regions], **turned)
+
+
+def log_scale(axis: Any) -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def okabe_ito() -> Any:
+    """Context in which ArviZ takes the colours of these plots."""
+    return plt.rc_context({"axes.prop_cycle": cycler(color=CHAINS)})
