@@ -188,13 +188,13 @@ def _figures(tree: xr.DataTree, roi: str, parameters: tuple[str, ...]) -> list[d
     made = [
         (
             decay,
-            "Signal decay: mean measured signal; median and 95 % band of the region's median voxel and of its "
-            "parts; in grey where 95 % of single measurements are expected.",
+            "Signal decay: mean measured signal; median and 95 % band of the region's median voxel and of "
+            "its parts; in grey where 95 % of single measurements are expected.",
         ),
         (
             predictive,
-            "Check of the model: quantiles of the measured signals over the region's voxels, and where the fit "
-            "expects them.",
+            "Check of the model: quantiles of the measured signals over the region's voxels, and where the "
+            "fit expects them.",
         ),
         (
             densities,
