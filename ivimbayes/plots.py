@@ -298,7 +298,7 @@ def plot_sessions(before: xr.DataTree, after: xr.DataTree, axes: Any = None) -> 
             "fit the same regions"
         )
     what = [*names, *(f"change of {name}" for name in names)]
-    axes = many_axes(axes, what, (max(3.0, 0.7 * len(regions) + 0.8), 2.6), rows=2)
+    axes = many_axes(axes, what, (max(3.0, 0.7 * len(regions) + 0.8), 2.8), rows=2)
     x = np.arange(len(regions))
     for top, bottom, name in zip(*axes, names, strict=True):
         draws = [[region_draws(tree, name, roi) for roi in regions] for tree in (before, after)]
@@ -309,7 +309,7 @@ def plot_sessions(before: xr.DataTree, after: xr.DataTree, axes: Any = None) -> 
         _intervals(bottom, x, change, "D", GREY, "after - before")
         bottom.axhline(0, color="black", lw=0.8, ls=":")
         top.set(ylabel=label_of(name), xlim=(-0.5, len(regions) - 0.5))
-        bottom.set(ylabel=f"change of {label_of(name)}", xlim=(-0.5, len(regions) - 0.5))
+        bottom.set(ylabel=f"change, {label_of(name)}", xlim=(-0.5, len(regions) - 0.5))
         for ax in (top, bottom):
             name_regions(ax, x, regions)
     legend_above(axes[0, 0])
@@ -317,11 +317,14 @@ def plot_sessions(before: xr.DataTree, after: xr.DataTree, axes: Any = None) -> 
 
 
 def _difference(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Draws of the difference of two independent values."""
+    """Draws of the difference of two independent values.
+
+    Draws are paired across chains: two fits with one seed may move alike, draw by draw.
+    """
     one, two = before.ravel(), after.ravel()
     size = min(one.size, two.size)
     kept = [each[np.linspace(0, each.size - 1, size).astype(int)] for each in (one, two)]
-    return np.asarray(kept[1] - kept[0])
+    return np.asarray(np.roll(kept[1], size // 2) - kept[0])
 
 
 def _intervals(ax: Any, x: np.ndarray, draws: list[np.ndarray], marker: str, colour: str, label: str) -> None:

@@ -318,16 +318,15 @@ def test_sessions_show_both_and_the_difference(tree: xr.DataTree) -> None:
     assert axes.shape == (2, 3)
     for column, name in enumerate(("f", "D", "D_star")):
         top, bottom = axes[:, column]
-        assert (top.get_ylabel(), bottom.get_ylabel()) == (LABELS[name], f"change of {LABELS[name]}")
+        assert (top.get_ylabel(), bottom.get_ylabel()) == (LABELS[name], f"change, {LABELS[name]}")
         for i, roi in enumerate(("liver", "kidney")):
             one, two = (shown(each, name, roi) for each in (tree, after))
             assert top.lines[0].get_ydata()[i] == pytest.approx(np.median(one))
             assert top.lines[1].get_ydata()[i] == pytest.approx(np.median(two))
             assert top.collections[1].get_segments()[i][:, 1] == pytest.approx(az.hdi(two, prob=0.95))
-            assert bottom.lines[0].get_ydata()[i] == pytest.approx(np.median(two - one))
-            assert bottom.collections[0].get_segments()[i][:, 1] == pytest.approx(
-                az.hdi(two - one, prob=0.95)
-            )
+            change = np.roll(two, two.size // 2) - one
+            assert bottom.lines[0].get_ydata()[i] == pytest.approx(np.median(change))
+            assert bottom.collections[0].get_segments()[i][:, 1] == pytest.approx(az.hdi(change, prob=0.95))
     assert len({line.get_marker() for line in axes[0, 0].lines}) == 2
     assert legend(axes[0, 0]) == ["before, 95 % HDI", "after, 95 % HDI"]
     assert not overlapping_texts(axes[0, 0].figure)
@@ -339,7 +338,17 @@ def test_sessions_match_regions_by_name(tree: xr.DataTree) -> None:
         if "roi" in swapped[group].dims:
             swapped[group] = swapped[group].to_dataset().isel(roi=[1, 0])
     change = ib.plot_sessions(tree, swapped)[1, 0].lines[0].get_ydata()
-    assert change == pytest.approx([0, 0], abs=1e-12)
+    same = ib.plot_sessions(tree, tree)[1, 0].lines[0].get_ydata()
+    assert change == pytest.approx(same)
+
+
+def test_difference_of_equal_fits_is_uncertain(tree: xr.DataTree) -> None:
+    """One seed and nearly the same signals give nearly the same draws; their differences would all be small."""
+    top, bottom = ib.plot_sessions(tree, tree)[:, 0]
+    for i in range(2):
+        low, high = top.collections[0].get_segments()[i][:, 1]
+        from_, to = bottom.collections[0].get_segments()[i][:, 1]
+        assert to - from_ == pytest.approx(np.sqrt(2) * (high - low), rel=0.2)
 
 
 def test_sessions_need_the_same_fits(tree: xr.DataTree, refused: Callable[..., str]) -> None:
@@ -683,6 +692,16 @@ def test_given_axes_must_be_enough(tree: xr.DataTree, refused: Callable[..., str
         )
     refused(lambda: ib.plot_energy(tree, axes=axes), "axes: 3 given", "give 2, for liver, kidney")
     assert len(plt.get_fignums()) == 3
+
+
+def test_labels_of_five_parameters_do_not_meet() -> None:
+    made = made_tree("triexponential")
+    for axes in (
+        ib.plot_sessions(made, made).ravel(),
+        ib.plot_spread(made),
+        ib.plot_prior_posterior(made, "liver"),
+    ):
+        assert not overlapping_texts(axes[0].figure)
 
 
 @pytest.mark.parametrize(
