@@ -183,8 +183,8 @@ def _figures(tree: xr.DataTree, roi: str, parameters: tuple[str, ...]) -> list[d
     decay, predictive, joint = (Figure(figsize=(5, 3.6), layout="constrained") for _ in range(3))
     plot_decay(tree, roi, ax=decay.subplots())
     plot_predictive(tree, roi, ax=predictive.subplots())
-    densities = Figure(figsize=(2.6 * len(parameters), 2.6), layout="constrained")
-    plot_prior_posterior(tree, roi, axes=densities.subplots(1, len(parameters), squeeze=False)[0])
+    densities = Figure(figsize=(5, 1.9 * len(parameters)), layout="constrained")
+    plot_prior_posterior(tree, roi, axes=densities.subplots(len(parameters), squeeze=False)[:, 0])
     made = [
         (
             decay,
@@ -210,13 +210,13 @@ def _figures(tree: xr.DataTree, roi: str, parameters: tuple[str, ...]) -> list[d
 def _overview(
     tree: xr.DataTree, truth: xr.Dataset | None, parameters: tuple[str, ...]
 ) -> list[dict[str, str]]:
-    size = (3 * len(parameters), 1.4 + 0.32 * tree["posterior"].sizes["roi"])
+    size = (5, len(parameters) * (1 + 0.32 * tree["posterior"].sizes["roi"]))
     regions = Figure(figsize=size, layout="constrained")
-    plot_regions(tree, truth, axes=regions.subplots(1, len(parameters), sharey=True, squeeze=False)[0])
+    plot_regions(tree, truth, axes=regions.subplots(len(parameters), sharey=True, squeeze=False)[:, 0])
     made = [(regions, "Median and 95 % highest-density interval of each region's median voxel.")]
     if len(tree["posterior"]["voxel"]) > tree["posterior"].sizes["roi"]:
-        spread = Figure(figsize=(3 * len(parameters), 3.2), layout="constrained")
-        plot_spread(tree, axes=spread.subplots(1, len(parameters), squeeze=False)[0])
+        spread = Figure(figsize=(5, 2.3 * len(parameters)), layout="constrained")
+        plot_spread(tree, axes=spread.subplots(len(parameters), squeeze=False)[:, 0])
         made.append(
             (spread, "Posterior medians of single voxels, and the region's median voxel with its spread.")
         )

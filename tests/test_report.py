@@ -100,7 +100,7 @@ def agrees(page: Page, table: pd.DataFrame) -> bool:
         row[0] == each["roi"] and row[3:12] == [each[c] for c in NUMBERS] and row[12] == each["verdict"]
         for row, each in zip(full, written.to_dict("records"), strict=True)
     ]
-    cards = iter([row for row in page.rows if len(row) == 5 and " to " in row[2]])
+    cards = iter([row for row in page.rows if len(row) == 4 and " to " in row[2]])
     for each in written[~written["parameter"].isin(["S0", "sigma"])].to_dict("records"):
         low, median, high, spread = (
             number(float(each[c].replace("n/a", "nan"))) for c in ("hdi_low", "median", "hdi_high", "spread")
