@@ -27,6 +27,7 @@ CHAINS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 UNITS = {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}
+LONGEST = 32  # characters of a label
 SHORT_NAMES = {"sigma": "σ"}
 
 
@@ -43,7 +44,8 @@ def label_of(name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Escape the dollar signs of a user's text, between which matplotlib would see a formula."""
+    """Make a label of a user's text: cut where it is long; dollar signs, which make formulas, escaped."""
+    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     return text.replace("$", r"\$")
 
 

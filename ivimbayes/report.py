@@ -25,7 +25,7 @@ from ivimbayes.methods import describe_methods
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.slices import draw_slices
+from ivimbayes.slices import draw_slices, has_numbers
 from ivimbayes.spec import ModelSpec
 from ivimbayes.storage import replacing
 from ivimbayes.summary import VERDICTS, Diagnosis, diagnose, summarize
@@ -65,11 +65,6 @@ def write_report(
     -------
     path
         The file.
-
-    Raises
-    ------
-    InputError
-        If the maps hold no numbers.
     """
     diagnoses = diagnose(fit)
     table = summarize(fit, diagnoses)
@@ -108,7 +103,8 @@ def render_report(
         contraction=_contraction(diagnoses, spec),
         priors=_priors(tree),
         methods=describe_methods(tree, table, maps),
-        slices=None if maps is None else draw_slices(maps),
+        mapped=maps is not None,
+        slices=draw_slices(maps) if maps is not None and has_numbers(maps) else None,
         settings=_settings(tree, spec),
         inputs=[{"role": k, **v} if isinstance(v, dict) else {"role": k, "name": v} for k, v in
                 json.loads(tree.attrs.get("inputs", "{}")).items()],

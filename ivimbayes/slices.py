@@ -72,6 +72,11 @@ class Slices:
     sides: tuple[str, str]
 
 
+def has_numbers(maps: xr.Dataset) -> bool:
+    """Whether a voxel of the maps is there to be drawn."""
+    return bool(np.isin(maps["status"].values, (STATUS["ok"], STATUS["doubtful"])).any())
+
+
 def draw_slices(maps: xr.Dataset, budget: int = BUDGET) -> Slices:
     """Draw the posterior mean and standard deviation of f, D and D* and the probability of perfusion.
 
@@ -92,9 +97,8 @@ def draw_slices(maps: xr.Dataset, budget: int = BUDGET) -> Slices:
     InputError
         If no voxel has numbers.
     """
-    status = maps["status"].values
-    drawn = (status == STATUS["ok"]) | (status == STATUS["doubtful"])
-    if not drawn.any():
+    drawn = np.isin(maps["status"].values, (STATUS["ok"], STATUS["doubtful"]))
+    if not has_numbers(maps):
         raise InputError("maps: no voxel has numbers; see the map of status")
     planes = np.flatnonzero(drawn.any(axis=(0, 1)))
     share, every = planes, 1

@@ -111,7 +111,12 @@ def test_folder_is_not_overwritten_unasked(case: Case, run: Run, no_sampling: No
     assert "not empty (holds thesis.txt)" in err and "--overwrite" in err
     assert [p.name for p in case.out.iterdir()] == ["thesis.txt"]
     status, out, _ = run(*fit(case, "--overwrite", "--no-maps"))
-    assert {p.name for p in case.out.iterdir()} == {"thesis.txt", "posterior.nc", "summary.tsv"}
+    assert {p.name for p in case.out.iterdir()} == {
+        "thesis.txt",
+        "posterior.nc",
+        "summary.tsv",
+        "report.html",
+    }
     assert (case.out / "thesis.txt").read_text() == "precious"
 
 

@@ -1,8 +1,5 @@
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import arviz as az
 import matplotlib
@@ -19,7 +16,6 @@ from matplotlib.colors import to_rgba  # noqa: E402
 import ivimbayes as ib  # noqa: E402
 from ivimbayes.check_plots import leave_one_out_pit  # noqa: E402
 from ivimbayes.compare import Comparison, leave_one_out  # noqa: E402
-from ivimbayes.errors import InputError  # noqa: E402
 from ivimbayes.figures import CHAINS  # noqa: E402
 from ivimbayes.noise import NOISES  # noqa: E402
 from ivimbayes.priors import tissue_prior  # noqa: E402
@@ -720,11 +716,3 @@ def test_a_real_fit_is_drawn(short_fit: xr.DataTree) -> None:
     ax = ib.plot_decay(short_fit, "kidney")
     assert legend(ax) == ["a voxel's measurement", "region", "tissue part", "vascular part", "mean measured"]
     assert len(ax.lines[-1].get_xdata()) == 16
-
-
-def test_matplotlib_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    path = Path(ib.__file__).parent / "figures.py"
-    spec = importlib.util.spec_from_file_location("figures_alone", path)
-    with pytest.raises(InputError, match="plots need matplotlib.*pip install matplotlib"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 from PIL import Image
+from typer.testing import CliRunner
 
-from ivimbayes import posterior_maps, read_maps, summarize, write_maps, write_report
+from ivimbayes import posterior_maps, read_maps, summarize, write_maps, write_report, write_tree
+from ivimbayes.cli import app
 from ivimbayes.errors import InputError
 from ivimbayes.report import number
 from ivimbayes.slices import COLOURS, draw_slices
@@ -100,7 +102,8 @@ def agrees(page: Page, table: pd.DataFrame) -> bool:
         row[0] == each["roi"] and row[3:12] == [each[c] for c in NUMBERS] and row[12] == each["verdict"]
         for row, each in zip(full, written.to_dict("records"), strict=True)
     ]
-    cards = iter([row for row in page.rows if len(row) == 4 and " to " in row[2]])
+    before = page.rows.index(next(row for row in page.rows if len(row) == 13))
+    cards = iter([row for row in page.rows[:before] if " to " in row[2]])
     for each in written[~written["parameter"].isin(["S0", "sigma"])].to_dict("records"):
         low, median, high, spread = (
             number(float(each[c].replace("n/a", "nan"))) for c in ("hdi_low", "median", "hdi_high", "spread")
@@ -244,7 +247,29 @@ def test_maps_are_read_as_written(maps: xr.Dataset, tmp_path: Path) -> None:
         read_maps(tmp_path / "nowhere")
 
 
-def test_a_page_that_fails_leaves_nothing(short_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path) -> None:
-    with pytest.raises(InputError):
-        write_report(short_fit, tmp_path / "r.html", maps=maps.assign(status=0 * maps["status"]))
+def test_a_page_that_fails_leaves_nothing(
+    short_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_report(short_fit, tmp_path / "r.html", maps=maps.assign(status=3 * (maps["status"] > 0)))
+    assert "No voxel has numbers" in Page(path.read_text(encoding="utf-8")).text
+    path.unlink()
+
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("no ink")
+
+    monkeypatch.setattr("ivimbayes.report.plot_predictive", fail)
+    with pytest.raises(InputError, match="no ink"):
+        write_report(short_fit, tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_report_from_the_shell(short_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path) -> None:
+    write_tree(short_fit, tmp_path / "posterior.nc")
+    write_maps(maps, tmp_path / "maps")
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--title", "Volunteer 1"])
+    assert done.exit_code == 0 and done.output == f"written to {tmp_path / 'report.html'}\n"
+    made = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Volunteer 1" in made.text and "sd of D* (10⁻³ mm²/s)" in made.text
+    (tmp_path / "taken.html").write_text("mine")
+    done = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "taken.html")])
+    assert isinstance(done.exception, InputError) and (tmp_path / "taken.html").read_text() == "mine"

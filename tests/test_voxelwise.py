@@ -501,7 +501,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_writes_maps(folder: Path) -> None:
-    assert {p.name for p in (folder / "out").iterdir()} == {"posterior.nc", "summary.tsv", "maps"}
+    assert {p.name for p in (folder / "out").iterdir()} == {
+        "posterior.nc",
+        "summary.tsv",
+        "report.html",
+        "maps",
+    }
     assert len(list((folder / "out" / "maps").glob("*.nii.gz"))) == len(NAMES)
     assert nib.load(folder / "out" / "maps" / "f_mean.nii.gz").shape == (40, 40, 2)
 
