@@ -1,5 +1,9 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
 from . import datasets as datasets
+from .calibration import calibrate as calibrate
+from .calibration import check_calibration as check_calibration
+from .calibration import read_calibration as read_calibration
+from .check_plots import plot_calibration as plot_calibration
 from .check_plots import plot_comparison as plot_comparison
 from .check_plots import plot_energy as plot_energy
 from .check_plots import plot_ess as plot_ess

@@ -1,5 +1,6 @@
 """Plots that check a fit: chains, energy, effective draws, leave-one-out, and the comparison of models."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ import xarray as xr
 from arviz_base.labels import MapLabeller
 from scipy.stats import kstwo
 
+from ivimbayes.calibration import BAND as RANK_BAND
+from ivimbayes.calibration import rank_band
 from ivimbayes.compare import Comparison, Draws, leave_one_out, smoothed_weights
 from ivimbayes.convergence import BFMI, ESS
 from ivimbayes.errors import InputError
@@ -32,6 +35,7 @@ from ivimbayes.figures import (
 PIT_DRAWS, PIT_VOXELS = 1000, 50  # draws in all, and voxels at a time
 BAND = 0.95
 BINS = 40
+COLUMNS = 4  # of plots of ranks
 LINEAR = 10.0  # elpd differences up to which the axis is linear
 
 
@@ -316,6 +320,61 @@ def plot_comparison(comparison: Comparison, ax: Any = None) -> Any:
             ax.plot([], [], marker, color=BLUE, mfc=face, ls="", label=label)
     ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return ax
+
+
+def plot_calibration(
+    result: xr.Dataset, quantities: Sequence[str] | None = None, axes: Any = None
+) -> np.ndarray:
+    """Plot whether the true values' ranks among the draws are uniform.
+
+    Parameters
+    ----------
+    result : Dataset
+        From `calibrate`.
+    quantities : sequence of str, optional
+        Which; all when not given.
+    axes : array of Axes, optional
+        One for each quantity; a new figure when not given.
+
+    Returns
+    -------
+    ndarray of Axes (quantity,)
+        The share of ranks below each value, less that value, and the band in which 99 % of such lines lie as
+        a whole if ranks are uniform; orange where a line leaves it. A line above zero on the left and below
+        it on the right says that posteriors are too narrow; above zero throughout, too high.
+
+    Raises
+    ------
+    InputError
+        If a quantity is not among those ranked.
+    """
+    known = [str(name) for name in result["quantity"].values]
+    chosen = known if quantities is None else list(quantities)
+    if absent := [name for name in chosen if name not in known]:
+        raise InputError(f"no quantity {absent[0]!r}; ranked are {', '.join(known)}")
+    columns = min(len(chosen), COLUMNS)
+    rows = -(-len(chosen) // columns)
+    if axes is None:
+        padded = [*chosen, *[""] * (rows * columns - len(chosen))]
+        axes = many_axes(None, padded, (2.0, 1.7), rows, sharex=True, sharey=True).ravel()
+        for ax in axes[len(chosen) :]:
+            ax.set_axis_off()
+        axes = axes[: len(chosen)]
+    axes = many_axes(axes, chosen, (2.0, 1.7))
+    for i, (ax, name) in enumerate(zip(axes, chosen, strict=True)):
+        points, ecdf, low, high = rank_band(result["rank"].sel(quantity=name).values, RANK_BAND)
+        within = bool(((low <= ecdf) & (ecdf <= high)).all())
+        ax.fill_between(points, low - points, high - points, color=GREY, alpha=0.2, lw=0, step="post")
+        ax.step(points, ecdf - points, where="post", color=BLUE if within else ORANGE, lw=1.2)
+        ax.axhline(0, color="black", lw=0.8, ls=":")
+        ax.set_title(plain(name) if within else f"{plain(name)}: outside", fontsize=9)
+        ax.set_xlim(0, 1)
+        if i % columns == 0:
+            ax.set_ylabel("share less\nexpected", fontsize=8)
+        if i + columns >= len(chosen):
+            ax.set_xlabel("rank (share of draws)", fontsize=8)
+            ax.tick_params(labelbottom=True)
+    return axes
 
 
 def _region_values(tree: xr.DataTree, regions: list[str]) -> xr.Dataset:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ivimbayes.cli_calibrate import calibrate_command
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.folders import (
     CHECKPOINT,
@@ -74,6 +75,7 @@ app = typer.Typer(
 )
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
+app.command("calibrate")(calibrate_command)
 
 
 @app.command("fit")

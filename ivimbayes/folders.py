@@ -62,7 +62,7 @@ class OutFolder:
 
     def _remove_empty(self) -> None:
         kept = self.path / CHECKPOINT
-        if not list(kept.glob("region-*.nc")):
+        if not list(kept.glob("*.nc")):
             shutil.rmtree(kept, ignore_errors=True)
         if not any((self.path / UNFINISHED_MAPS / "blocks_done").glob("c/**/*")):
             for name in OURS[1:]:

@@ -1,4 +1,4 @@
-"""Progress of a fit, a bar for each region, and of maps, in a terminal or a notebook."""
+"""Progress of a fit, a bar for each region, of maps, and of other counts, in a terminal or a notebook."""
 
 import time
 from collections.abc import Callable
@@ -125,3 +125,33 @@ class MapProgress:
         self.counted += voxels
         rate = self.counted / max(time.monotonic() - self.begun, 1e-9)
         self.progress.update(self.task, advance=voxels, rate=f"{rate:,.0f}/s")
+
+
+class CountProgress:
+    """A bar that counts what is done of a total, with the time left."""
+
+    def __init__(self, what: str, total: int, done: int, show: bool):
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=_console(),
+            disable=not show,
+        )
+        self.task = self.progress.add_task(what, total=total, completed=done)
+
+    def __enter__(self) -> "CountProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def advance(self) -> None:
+        """Count one more."""
+        self.progress.advance(self.task)

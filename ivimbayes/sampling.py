@@ -182,12 +182,16 @@ def _prepare(
     tasks = []
     for name, voxels in chosen.items():
         bars.stage(name, "starting points")
-        mine = spec.with_prior(priors[name])
         scale = signal_scale(voxels["signal"].values)
-        starts = _starts(voxels, mine, scale)
-        block = pack_region(model_data(voxels, mine, starts[0], scale), mine, voxels.attrs["level"])
-        tasks.append(RegionTask(name, voxels, mine, scale, starts, block))
+        tasks.append(prepare_region(name, voxels, spec.with_prior(priors[name]), scale))
     return tasks
+
+
+def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float) -> RegionTask:
+    """Find the modes of a region, whose signals are divided by `scale`, and pack its data."""
+    starts = _starts(voxels, spec, scale)
+    block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
+    return RegionTask(name, voxels, spec, scale, starts, block)
 
 
 def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Population, ...]:
@@ -254,7 +258,7 @@ def _sample_all(
 ) -> dict[str, xr.DataTree]:
     """Sample every chain of every region, `cores` at a time; collect a region when its chains are done."""
     results: dict[str, xr.DataTree] = {}
-    running = _Running()
+    running = Running()
     pool = ThreadPoolExecutor(cores)
     try:
         pending: dict[Future[Any], tuple[RegionTask, int, int]] = {}
@@ -285,7 +289,7 @@ def _sample_all(
             chains.clear()
             drawn.clear()
             measured = measure_chains(tree["posterior"].to_dataset(), tree["constant_data"].to_dataset())
-            if settings.retry and attempt == 1 and not measured.good and _retry_factor(task, settings) > 1:
+            if settings.retry and attempt == 1 and not measured.good and retry_factor(task, settings) > 1:
                 bars.stage(task.name, "once more, longer")
                 _submit(task, settings, 2, pool, running, bars, pending)
                 continue
@@ -303,15 +307,15 @@ def _sample_all(
     return {task.name: results[task.name] for task in tasks}
 
 
-class _Running:
+class Running:
     """Runs samplers, and ends those at work when the fit is interrupted."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
 
-    def run(self, model: CompiledPyMCModel, **options: Any) -> xr.DataTree:
+    def run(self, **options: Any) -> xr.DataTree:
         """Sample one chain, polling, since a sampler cannot be ended while another thread waits for it."""
-        sampler = nutpie.sample(model, blocking=False, progress_bar=False, save_warmup=False, **options)
+        sampler = nutpie.sample(blocking=False, progress_bar=False, save_warmup=False, **options)
         while not self.stopped.is_set():
             with suppress(TimeoutError):
                 return sampler.wait(timeout=POLL_SECONDS)
@@ -328,35 +332,35 @@ def _submit(
     settings: Settings,
     attempt: int,
     pool: ThreadPoolExecutor,
-    running: _Running,
+    running: Running,
     bars: FitProgress,
     pending: dict[Future[Any], tuple[RegionTask, int, int]],
 ) -> None:
-    factor = 1 if attempt == 1 else _retry_factor(task, settings)
+    factor = 1 if attempt == 1 else retry_factor(task, settings)
     bars.begin(task.name, settings.chains * factor * (settings.draws + settings.tune))
-    label = int(task.voxels.attrs["label"])
-    many = attempt == 1 and task.voxels.sizes["voxel"] >= MANY_VOXELS
     for chain in range(settings.chains):
-        seed = np.random.SeedSequence([settings.seed, label, chain, attempt])
-        start = _start_point(task, chain, np.random.default_rng(seed))
-        future = pool.submit(
-            running.run,
-            sampler_model(task.block, start),
-            chains=1,
-            cores=1,
-            draws=settings.draws * factor,
-            tune=settings.tune * factor,
-            target_accept=settings.target_accept
-            if attempt == 1
-            else max(RETRY_ACCEPT, settings.target_accept),
-            maxdepth=MANY_DEPTH if many else DEPTH,
-            seed=int(seed.generate_state(1)[0]),
-            progress_callback=bars.callback(task.name, chain),
-        )
+        options = chain_options(task, settings, chain, attempt)
+        callback = bars.callback(task.name, chain)
+        future = pool.submit(running.run, **options, progress_callback=callback)
         pending[future] = (task, chain, attempt)
 
 
-def _retry_factor(task: RegionTask, settings: Settings) -> int:
+def chain_options(task: RegionTask, settings: Settings, chain: int, attempt: int = 1) -> dict[str, Any]:
+    """Give what `nutpie.sample` takes for a chain of a region; a second attempt is longer and steps finer."""
+    factor = 1 if attempt == 1 else retry_factor(task, settings)
+    many = attempt == 1 and task.voxels.sizes["voxel"] >= MANY_VOXELS
+    accept = settings.target_accept
+    seed = np.random.SeedSequence([settings.seed, int(task.voxels.attrs["label"]), chain, attempt])
+    start = _start_point(task, chain, np.random.default_rng(seed))
+    return {
+        "compiled_model": sampler_model(task.block, start), "chains": 1, "cores": 1,
+        "draws": settings.draws * factor, "tune": settings.tune * factor,
+        "target_accept": accept if attempt == 1 else max(RETRY_ACCEPT, accept),
+        "maxdepth": MANY_DEPTH if many else DEPTH, "seed": int(seed.generate_state(1)[0]),
+    }  # fmt: skip
+
+
+def retry_factor(task: RegionTask, settings: Settings) -> int:
     """How many times the draws a second attempt takes: fewer where they would not fit `RETRY_BYTES`."""
     size = 8 * settings.chains * settings.draws * coordinates(task.block)
     return min(RETRY_FACTOR, int(RETRY_BYTES / size))

@@ -15,7 +15,7 @@ from ivimbayes.summary import Diagnosis
 STYLES = {"converged": "green", "doubtful": "yellow", "failed": "red"}
 
 
-LEFT = ("region", "", "verdict", "source", "unit", "fit", "diagnosis")
+LEFT = ("region", "quantity", "ranks", "", "verdict", "source", "unit", "fit", "diagnosis")
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -163,6 +163,23 @@ def print_comparison(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:
     console.print("* the simplest fit that is not clearly worse than the best (4 in elpd and 2 se)")
     for sentence in sentences.values():
         console.print(sentence, soft_wrap=True)
+
+
+def print_calibration(table: pd.DataFrame, converged: float, replicates: int) -> None:
+    """Print how the ranks of each quantity are spread."""
+    console = Console(markup=False, highlight=False)
+    shown = _table("quantity", "ranks", "mean rank", "in 50 %", "in 95 %", "z", "contraction")
+    for row in table.to_dict("records"):
+        shown.add_row(
+            row["quantity"], "inside" if row["inside"] else "OUTSIDE", f"{row['mean_rank']:.3f}",
+            f"{100 * row['coverage_50']:.1f} %", f"{100 * row['coverage_95']:.1f} %", f"{row['z']:+.2f}",
+            f"{row['contraction']:.2f}",
+        )  # fmt: skip
+    console.print(shown)
+    console.print()
+    outside = table.loc[~table["inside"], "quantity"].tolist()
+    said = f"outside their band: {', '.join(outside)}" if outside else "all inside their bands"
+    console.print(f"{replicates} replicates, {100 * converged:.0f} % converged; ranks {said}", soft_wrap=True)
 
 
 def print_regions(table: pd.DataFrame) -> None:

@@ -26,12 +26,13 @@ FLOORS = (
     {"model", "density", "prior_check", "kernel"},
     {"collect", "convergence"},
     {"sampling"},
-    {"summary"},
+    {"summary", "calibration"},
     {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations"},
     {"blocks", "plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
     {"voxelwise"},
     {"folders"},
+    {"cli_calibrate"},
     {"cli"},
 )
 

@@ -109,7 +109,7 @@ def stopwatch(owner: Any, name: str) -> Iterator[list[tuple[float, float]]]:
 
 def run_package(scan: xr.Dataset, seed: int, **options: int) -> tuple[xr.Dataset, dict[str, float]]:
     began = time.perf_counter()
-    with stopwatch(sampling._Running, "run") as spans:
+    with stopwatch(sampling.Running, "run") as spans:
         tree = fit(scan, voxels_per_roi=None, seed=seed, retry=False, progress=False, **options)
     total = time.perf_counter() - began
     first, last = min(s for s, _ in spans), max(e for _, e in spans)

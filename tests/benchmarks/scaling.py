@@ -38,7 +38,7 @@ if __name__ == "__main__":
     for voxels in (50, 100, 200, 500, 1000, 2000, 5000):
         scan, _ = simulate(B, 30, voxels=voxels, prior=prior, seed=3)
         began = time.perf_counter()
-        with stopwatch(sampling._Running, "run") as spans:
+        with stopwatch(sampling.Running, "run") as spans:
             tree = fit(
                 scan,
                 tissue={"*": "liver"},
