@@ -6,6 +6,7 @@ Modules that take long to import are imported where they are used, so that ``--h
 import shutil
 import sys
 import warnings
+from importlib.metadata import version as release
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,6 +77,22 @@ app = typer.Typer(
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
 app.command("calibrate")(calibrate_command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ivimbayes {release('ivimbayes')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Bayesian intravoxel incoherent motion (IVIM) MRI: a posterior and a verdict for every region."""
 
 
 @app.command("fit")
@@ -301,6 +318,9 @@ def map_command(
             scan, tree, noise=noise, interval=interval, keep_draws=keep_draws, seed=seed, cores=cores,
             perfusion_prior=perfusion_prior, scheduler=scheduler, store=store, renew=True, progress=not quiet,
         )  # fmt: skip
+        if rois is None:
+            fitted_regions = [str(name) for name in tree["posterior"].to_dataset()["roi"].values]
+            typer.echo(f"population: that of {', '.join(fitted_regions)}{_together(fitted_regions)}")
         typer.echo(describe_maps(made))
         write_map_files(made, store, folder, form)
     typer.echo(f"written to {out}")
@@ -505,6 +525,10 @@ def tissues(
     from ivimbayes.terminal import print_tissues
 
     print_tissues(read_priors(priors))
+
+
+def _together(regions: list[str]) -> str:
+    return " together; --rois gives each region its own" if len(regions) > 1 else ""
 
 
 def _finish(out: Path, verdicts: list[str]) -> None:

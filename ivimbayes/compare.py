@@ -412,7 +412,7 @@ def describe(found: Sequence[Candidate]) -> str:
         worst = max(rough, key=lambda c: c.bad.sum())
         text += (
             f" The differences are rough: Pareto k is large at {worst.bad.sum()} of {worst.bad.size} "
-            f"measurements ({worst.label})."
+            f"measurements ({worst.label}), more than {100 * ROUGH:.0f} %."
         )
     if failed := [c.label for c in found if c.verdict == "failed"]:
         text += f" Not to be relied on: the fit of {' and of '.join(failed)} failed."
@@ -479,14 +479,23 @@ def _kurtosis(found: Sequence[Candidate], near: Sequence[Candidate]) -> list[str
 def _assumed(
     found: Sequence[Candidate], near: Sequence[Candidate], what: str, name: Callable[[Candidate], str]
 ) -> list[str]:
-    """Noise or population, where the fits differ in it: neither is the simpler."""
+    """Noise or population, where fits differ in it: neither is the simpler.
+
+    The best fit is compared with those that differ from it in nothing else.
+    """
     if len({name(c) for c in found}) == 1:
         return []
-    best = name(found[0])
-    if len(names := list(dict.fromkeys(name(c) for c in near))) > 1:
-        return [f"{' and '.join(sorted(names))} {what} describe them about as well"]
-    other = next(c for c in found if name(c) != best)
-    return [f"{best} {what} describes them better than {name(other)}: {_gap(*difference(found[0], other))}"]
+    best = found[0]
+    alike = [c for c in found if replace(c.spec, **{what: getattr(best.spec, what)}) == best.spec]
+    if not (others := [c for c in alike if name(c) != name(best)]):
+        return [f"which {what} describes them better is open: the fits that differ in it differ in more"]
+    if same := [c for c in others if c in near]:
+        names = sorted({name(best), *(name(c) for c in same)})
+        return [f"{' and '.join(names)} {what} describe them about as well"]
+    gap = _gap(*difference(best, others[0]))
+    several = len({c.spec.signal for c in found}) > 1
+    under = f" under the {best.signal.long_name.partition(' (')[0]} model" if several else ""
+    return [f"{name(best)} {what} describes them better than {name(others[0])}{under}: {gap}"]
 
 
 def _preferred(found: Sequence[Candidate], near: Sequence[Candidate]) -> str:

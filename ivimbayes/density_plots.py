@@ -13,6 +13,7 @@ from ivimbayes.figures import (
     ORANGE,
     check_region,
     label_of,
+    log_scale,
     many_axes,
     need,
     one_axes,
@@ -23,10 +24,12 @@ from ivimbayes.figures import (
     to_line,
     unit_of,
 )
+from ivimbayes.signals import FRACTIONS
 
 MOST = 2000  # draws that a density is made of
 POINTS, GRID = 400, 100
 SHOWN = {"posterior": (0.001, 0.999), "prior": (0.01, 0.95)}  # quantiles within which a density is drawn
+NARROW = 0.1  # of what is shown: a narrower posterior is drawn on a logarithmic axis
 LEVELS = (0.95, 0.5)  # probability inside the contours, the outer first
 
 
@@ -46,7 +49,8 @@ def plot_prior_posterior(tree: xr.DataTree, roi: str, axes: Any = None) -> Any:
     -------
     ndarray of Axes
         One for each parameter of the signal. Kernel density estimates from the draws in ln value (logit of a
-        fraction), drawn in the value itself.
+        fraction), drawn in the value itself; in its logarithm where the posterior is narrow beside the
+        prior.
 
     Raises
     ------
@@ -65,14 +69,23 @@ def plot_prior_posterior(tree: xr.DataTree, roi: str, axes: Any = None) -> Any:
     for ax, name in zip(axes, names, strict=True):
         ends = [np.quantile(draws[group][name], SHOWN[group]) for group in SHOWN]
         x = np.linspace(np.min(ends), np.max(ends), POINTS + 1)
-        prior, posterior = (density(name, draws[group][name], x) for group in ("prior", "posterior"))
+        narrow = np.ptp(np.quantile(draws["posterior"][name], SHOWN["posterior"])) < NARROW * np.ptp(x)
+        logarithmic = bool(narrow and name not in FRACTIONS and np.min(ends) > 0)
+        if logarithmic:
+            x = np.geomspace(np.min(ends), np.max(ends), POINTS + 1)
+        prior, posterior = (
+            density(name, draws[group][name], x) * (x if logarithmic else 1)
+            for group in ("prior", "posterior")
+        )
         ax.fill_between(x, 0, prior, color=GREY, alpha=0.15, lw=0)
         ax.plot(x, prior, color=GREY, ls="--", lw=1.5, label="prior")
         ax.fill_between(x, 0, posterior, color=BLUE, alpha=0.25, lw=0)
         ax.plot(x, posterior, color=BLUE, lw=1.5, label="posterior")
-        per = f" per {unit_of(name)}" if unit_of(name) else ""
+        per = " per ln unit" if logarithmic else f" per {unit_of(name)}" if unit_of(name) else ""
         ax.set(xlabel=label_of(name), ylabel=f"density{per}", ylim=(0, None), xlim=(x[0], x[-1]))
         ax.set_title(plain(roi))
+        if logarithmic:
+            log_scale(ax.xaxis)
     axes[0].set_ylim(0, 1.2 * axes[0].get_ylim()[1])
     axes[0].legend(frameon=False, fontsize="small", ncols=2, loc="upper right")
     return axes

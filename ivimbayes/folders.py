@@ -38,6 +38,11 @@ class OutFolder:
 
                 ours |= map_files()
             entries = [p.name for p in path.iterdir() if p.name not in ours]
+            if not self.overwrite and {"posterior.nc", "summary.tsv"} <= set(entries):
+                raise InputError(
+                    f"{path}: the folder holds a finished fit (ivimbayes summary {path} prints it); "
+                    "name another with --out, or replace it with --overwrite"
+                )
             if entries and not self.overwrite:
                 raise InputError(
                     f"{path}: the folder is not empty (holds {sorted(entries)[0]}); "

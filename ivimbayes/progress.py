@@ -111,6 +111,8 @@ class MapProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.progress.update(self.task, stage="")
         self.progress.stop()
 
     def stage(self, stage: str) -> None:

@@ -90,7 +90,7 @@ def relaxation_times(tissue: str, field: float) -> RelaxationTimes:
     if not found:
         raise InputError(
             f"no relaxation times of {tissue!r}; known are {', '.join(table)}; "
-            "name one of them, or give the times in ms"
+            "name one of them (--tissue REGION=TISSUE), or give the times in ms (--t2-tissue REGION=80,10)"
         )
     near = [entry for entry in found[0] if abs(entry.field - field) <= FIELD_TOLERANCE]
     if not near:

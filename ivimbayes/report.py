@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from ivimbayes.density_plots import plot_joint, plot_prior_posterior
 from ivimbayes.figures import unit_of
 from ivimbayes.methods import describe_methods
+from ivimbayes.noise import NOISES
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import PARAMETERS, SIGNALS
@@ -32,7 +33,7 @@ from ivimbayes.summary import VERDICTS, Diagnosis, diagnose, summarize
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page
 MEANINGS = {
-    "converged": "the sampling can be trusted",
+    "converged": "the sampling can be trusted; whether the model fits is another question",
     "doubtful": "read the reasons before using the values",
     "failed": "the values are not to be used",
 }
@@ -96,6 +97,8 @@ def render_report(
     return template.render(
         title=title or (Path(source).name if source else "") or "IVIM fit",
         counts=[(v, sum(d.verdict == v for d in diagnoses.values()), MEANINGS[v]) for v in VERDICTS],
+        cautions=sum(any(f.level == "caution" for f in d.findings) for d in diagnoses.values()),
+        subtitle=_subtitle(tree, spec),
         regions=regions,
         without_figures=max(0, len(regions) - FIGURES_AT_MOST),
         overview=_overview(tree, truth, SIGNALS[spec.signal].parameters),
@@ -111,6 +114,14 @@ def render_report(
         script=script,
         script_hash=digest,
     )  # fmt: skip
+
+
+def _subtitle(tree: xr.DataTree, spec: ModelSpec) -> str:
+    b = tree["constant_data"].to_dataset()["b"].values
+    return (
+        f"{SIGNALS[spec.signal].long_name} signal, {NOISES[spec.noise].long_name} noise, "
+        f"{len(b)} measurements of b {b.min():g} to {b.max():g} s/mm²"
+    )
 
 
 @cache
@@ -155,6 +166,7 @@ def _region(
     return {
         "name": roi,
         "verdict": diagnosis.verdict,
+        "caution": any(f.level == "caution" for f in diagnosis.findings),
         "meaning": MEANINGS[diagnosis.verdict],
         "level": str(constant.sel(roi=roi)["level"].values),
         "fitted": fitted,

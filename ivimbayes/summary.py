@@ -34,6 +34,8 @@ COLUMNS = (
 VERDICTS = ("converged", "doubtful", "failed")
 R_HAT_VOXEL = 1.05
 IDENTIFIED = 0.5
+LEVELS = ("failed", "doubtful", "caution", "note")
+KURTOTIC_B = 1000.0  # s/mm²
 GAUSSIAN_SNR = 5.0  # at the highest b; below it magnitudes need Rician noise
 MODE_WEIGHT, MODE_VALLEY, MODE_DRAWS = 0.05, 0.6, 4000
 
@@ -44,8 +46,9 @@ class Finding:
 
     Attributes
     ----------
-    level : {"note", "doubtful", "failed"}
-        What it means for the verdict.
+    level : {"note", "caution", "doubtful", "failed"}
+        What it means for the verdict, which is on the sampling: a caution is on the model or the prior, and
+        leaves it as it is.
     what : str
         What was found.
     advice : str
@@ -195,9 +198,10 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         By region. ``failed``: R-hat above 1.05, fewer than 100 effective draws of a reported value, or more
         than 2 % divergent. ``doubtful``: R-hat of a reported value above 1.01, fewer than 400 effective draws
         (100 for the spread between voxels), R-hat of a single voxel above 1.05, more than 0.1 % divergent,
-        E-BFMI below 0.3, or two modes. A signal at the highest b below 5 times the noise, which Gaussian
-        noise does not describe, is a note. What the data could not tell is a note and does not change the
-        verdict.
+        E-BFMI below 0.3, or two modes. Cautions do not change the verdict, which is on the sampling: a signal
+        at the highest b below 5 times the noise, which Gaussian noise does not describe; b values above 1000
+        s/mm² under a model without kurtosis; a region's value outside the 95 % range of its prior. What the
+        data could not tell is a note.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
@@ -222,9 +226,11 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
             *_energy(chains),
             *([] if modes else _identification(contraction, mine, prior, priors[roi].name)),
             *_noise(snr, spec.noise, bool(tree.attrs.get("real_valued"))),
+            *_kurtosis(float(constant["b"].max()), SIGNALS[spec.signal]),
+            *([] if modes else _conflict(mine, prior, priors[roi].name)),
             *_data(constant, roi),
         ]
-        findings.sort(key=lambda finding: ("failed", "doubtful", "note").index(finding.level))
+        findings.sort(key=lambda finding: LEVELS.index(finding.level))
         levels = {finding.level for finding in findings}
         verdict = "failed" if "failed" in levels else "doubtful" if "doubtful" in levels else "converged"
         result[roi] = Diagnosis(verdict, tuple(findings), contraction, modes, snr)
@@ -331,7 +337,43 @@ def _noise(snr: float, noise: str, real_valued: bool) -> list[Finding]:
         f"the signal at the highest b is {snr:.1f} times the noise: below {GAUSSIAN_SNR:g} magnitudes are "
         "not Gaussian, and D comes out too low"
     )
-    return [Finding("note", what, "fit again with --noise rician")]
+    return [Finding("caution", what, "fit again with --noise rician")]
+
+
+def _kurtosis(highest: float, signal: Signal) -> list[Finding]:
+    """Say where the kurtosis of tissue shows in signals whose model has none (Jensen and Helpern 2010)."""
+    if signal.kurtosis or highest <= KURTOTIC_B:
+        return []
+    effect = (
+        "perfusion: f comes out too high, D too low"
+        if signal.fractions
+        else "slow diffusion: D comes out too low"
+    )
+    advice = f"leave them out (--b-max {KURTOTIC_B:g}), or fit with kurtosis and compare (ivimbayes compare)"
+    what = f"b values up to {highest:g} s/mm2: above {KURTOTIC_B:g} a kurtosis of tissue passes for {effect}"
+    return [Finding("caution", what, advice)]
+
+
+def _conflict(mine: xr.Dataset, prior: ThetaPrior, tissue: str) -> list[Finding]:
+    """Say which of a region's values lie outside the 95 % range of their prior."""
+    names = [str(name) for name in mine["parameter"].values]
+    signal = next(s for s in SIGNALS.values() if s.parameters == tuple(names))
+    mean = mine["mu"].mean(("chain", "draw")).values
+    ends = [signal.values(*(prior.centre + side * 1.96 * prior.width)) for side in (-1, 1)]
+    findings = []
+    for i, name in enumerate(names):
+        if abs(mean[i] - prior.centre[i]) > 1.96 * prior.width[i]:
+            scale, label = PARAMETERS[name].display_scale, PARAMETERS[name].label
+            value, low, high = (
+                scale * float(v) for v in (mine[f"{name}_roi"].median(), ends[0][i], ends[1][i])
+            )
+            what = (
+                f"{label} {value:.3g} lies outside what the prior of {tissue} expects "
+                f"({low:.3g} to {high:.3g})"
+            )
+            advice = "another tissue (--tissue), or a model that does not fit: see the check of its signals"
+            findings.append(Finding("caution", what, advice))
+    return findings
 
 
 def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
@@ -350,6 +392,8 @@ def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
         )
     elif fitted < available:
         findings.append(Finding("note", f"{fitted} of {available} voxels were fitted, a stratified sample"))
+    if "attempts" in region and int(region["attempts"]) > 1:
+        findings.append(Finding("note", "sampled once more, longer: the first chains were not good enough"))
     if left_out:
         findings.append(
             Finding("note", f"{left_out} voxels were left out: a signal is not a positive number")

@@ -12,7 +12,7 @@ from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import PARAMETERS
 from ivimbayes.summary import Diagnosis
 
-STYLES = {"converged": "green", "doubtful": "yellow", "failed": "red"}
+STYLES = {"converged": "green", "caution": "yellow", "doubtful": "yellow", "failed": "red"}
 
 
 LEFT = ("region", "quantity", "ranks", "", "verdict", "source", "unit", "fit", "diagnosis")
@@ -52,7 +52,8 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
             f" ({fitted} {'curve' if fitted == 1 else 'voxels'}, prior of {priors[str(roi)]['name']})"
         )
         for finding in diagnosis.findings:
-            console.print(f"  {finding.level}: {finding}", soft_wrap=True)
+            console.print(f"  {finding.level}: ", style=STYLES.get(finding.level), end="")
+            console.print(str(finding), soft_wrap=True)
 
 
 def print_sensitivity(table: pd.DataFrame) -> None:
@@ -195,6 +196,9 @@ def print_regions(table: pd.DataFrame) -> None:
     for row in table.to_dict("records"):
         parts = [f"{row[s]:,} {s.replace('_', ' ')}" for s in states if row[s] or s == "ok"]
         console.print(f"{row['roi']}: {row['voxels']:,} voxels: {', '.join(parts)}", soft_wrap=True)
+        if row["ok"] < row["voxels"] / 2:
+            console.print("  most voxels are not ok: do not rely on the medians", style="yellow")
+    console.print("medians over all voxels that were fitted, those at a bound included", soft_wrap=True)
 
 
 def _unit(parameter: str) -> str:

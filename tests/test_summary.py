@@ -181,3 +181,28 @@ def test_one_mode_is_not_called_two() -> None:
         assert not find_modes(z @ rng.normal(size=(3, 3)))
     constant = np.ones((4000, 3))
     assert not find_modes(constant)
+
+
+def test_a_value_outside_its_prior_and_high_b_are_cautions(short_fit: xr.DataTree) -> None:
+    """Neither changes the verdict, which is on the sampling."""
+    before = diagnose(short_fit, voxels=False)
+    assert not any("lies outside" in str(f) or "kurtosis" in str(f) for f in before["liver"].findings)
+    moved = short_fit.copy(deep=True)
+    posterior = moved["posterior"].to_dataset()
+    at = dict(roi="liver", parameter="D")
+    posterior["mu"].loc[at] += 3 * 1.0
+    posterior["D_roi"].loc[{"roi": "liver"}] *= np.exp(3.0)
+    moved["posterior"] = xr.DataTree(posterior)
+    constant = moved["constant_data"].to_dataset()
+    constant = constant.assign_coords(b=("measurement", 2.5 * constant["b"].values))
+    constant["attempts"] = constant["attempts"] * 0 + 2
+    moved["constant_data"] = xr.DataTree(constant)
+    after = diagnose(moved, voxels=False)
+    found = [(f.level, str(f)) for f in after["liver"].findings]
+    assert any(
+        level == "caution" and text.startswith("D ") and "lies outside" in text for level, text in found
+    )
+    assert any(level == "caution" and "b values up to 2000" in text for level, text in found)
+    assert any(level == "note" and "sampled once more" in text for level, text in found)
+    assert after["liver"].verdict == before["liver"].verdict
+    assert not any("lies outside" in str(f) for f in after["kidney"].findings)
