@@ -16,7 +16,7 @@ from ivimbayes.kernel_density import curve_sums, start_products
 from ivimbayes.kernel_modes import cholesky, fill_decays
 from ivimbayes.kernel_passes import KERNELS, add_students, log_determinant, narrow_proposals, spread, spread_parts
 from ivimbayes.kernel_summaries import describe
-from ivimbayes.kernel_weights import finish_weights, moments
+from ivimbayes.kernel_weights import finish_weights, moments, normalise, spread_error
 from ivimbayes.lanes import Array, allocating_jit, exponential, jit, logarithm, logarithms
 
 FIELDS = 5  # mean, sd, median, ends of the interval; of f, D, D*, S0
@@ -84,13 +84,14 @@ class Scratch(NamedTuple):
     share: Array
     heights: Array
     start: Array
+    flat: Array
 
 
 def make_scratch(count: int) -> Scratch:
     """Allocate scratch for `count` draws."""
     return Scratch(
         np.empty((3, count)), np.empty(count), np.empty((MODES + 1, 4)), np.zeros((MODES + 1, 4, 4)),
-        np.empty(MODES + 1), np.empty(MODES + 1), np.empty(3),
+        np.empty(MODES + 1), np.empty(MODES + 1), np.empty(3), np.empty(count),
     )  # fmt: skip
 
 
@@ -431,9 +432,43 @@ def _share_modes(n, beliefs, work, scratch):
         factors[n, i, i] = max(slope / beliefs.width[i], 0.5)
 
 
+@jit
+def _temper(count, work, scratch):
+    """Weights of the draws for the root of the posterior, whose tails are wider; their sum."""
+    flat = scratch.flat
+    for s in range(count):
+        flat[s] = 0.5 * (work.log_w[s] - work.log_q[s])
+    _, total, _ = normalise(count, flat, work.w)
+    return total
+
+
+@jit
+def _tail_error(count, total, work):
+    """Largest relative error of the standard deviations of f, D and D*."""
+    return max(
+        spread_error(count, work.w, total, work.value[0]),
+        spread_error(count, work.w, total, work.value[1]),
+        spread_error(count, work.w, total, work.value[2]),
+    )
+
+
+@jit
+def _add_kernels(centres, factor, first, count, share, points, ones, density, drawn, work):
+    """Draw from narrow proposals, or add their density."""
+    for c in range(KERNELS):
+        start, stop = first + c * count // KERNELS, first + (c + 1) * count // KERNELS
+        if drawn:
+            spread(centres[c], factor, ones, points, 3, start, stop - start, work.x)
+        else:
+            add_students(points.log_q.size, centres[c], factor, share / KERNELS, 3, work.x, density, work)
+
+
 @allocating_jit
-def _wide_pass(n, signal, square, protocol, beliefs, lanes, points, work, scratch):
-    """Weighted draws from a mixture of all modes and the prior, adapted while they fit badly."""
+def _wide_pass(n, tail, signal, square, protocol, beliefs, lanes, points, work, scratch):
+    """Weighted draws from a mixture of all modes and the prior, adapted while they fit badly.
+
+    Half of the narrow proposals are around draws of the root of the posterior, for its tails.
+    """
     count, density = points.log_q.size, work.square
     modes, factors, share, ones = scratch.modes, scratch.factors, scratch.share, np.ones((4, 2))
     _share_modes(n, beliefs, work, scratch)
@@ -445,26 +480,31 @@ def _wide_pass(n, signal, square, protocol, beliefs, lanes, points, work, scratc
         add_students(count, modes[c], factors[c], share[c], 3, work.x, density, work)
     result = _weigh(count, signal, square, protocol, beliefs, lanes, density, work, scratch)
     centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
+    far_centres, far_factor = np.empty((KERNELS, 4)), np.zeros((4, 4))
     kept = max(count // 4 // WIDTH, 1) * WIDTH  # stays with the first proposals, which reach furthest
-    fresh = count - kept
+    near = (count - kept) // 2
+    far = count - kept - near
     for _ in range(ROUNDS):
         _, total, effective, k = result
-        if not total > 0.0 or (k <= ENOUGH_K and effective > 0.25 * count):
+        if not total > 0.0:
             break
-        if not narrow_proposals(count, total, narrow, 3, centres, factor, work):
+        if k <= ENOUGH_K and effective > 0.25 * count and _tail_error(count, total, work) <= tail:
             break
-        spread_parts(modes, factors, share, n, fresh, kept, 3, points, ones, work.x)
-        for c in range(KERNELS):
-            first, last = c * fresh // KERNELS, (c + 1) * fresh // KERNELS
-            spread(centres[c], factor, ones, points, 3, first, last - first, work.x)
+        good = narrow_proposals(count, total, narrow, 3, centres, factor, work)
+        total = _temper(count, work, scratch)
+        if not (good and narrow_proposals(count, total, narrow, 3, far_centres, far_factor, work)):
+            break
+        spread_parts(modes, factors, share, n, count - kept, kept, 3, points, ones, work.x)
+        _add_kernels(centres, factor, 0, near, 0.0, points, ones, density, True, work)
+        _add_kernels(far_centres, far_factor, near, far, 0.0, points, ones, density, True, work)
         for s in range(count):
             density[s] = 0.0
         for c in range(n):
             add_students(count, modes[c], factors[c], share[c] * kept / count, 3, work.x, density, work)
-        for c in range(KERNELS):
-            add_students(count, centres[c], factor, fresh / count / KERNELS, 3, work.x, density, work)
+        _add_kernels(centres, factor, 0, near, near / count, points, ones, density, False, work)
+        _add_kernels(far_centres, far_factor, near, far, far / count, points, ones, density, False, work)
         result = _weigh(count, signal, square, protocol, beliefs, lanes, density, work, scratch)
-        narrow *= 0.6
+        narrow *= 0.7
     return result
 
 
@@ -510,8 +550,8 @@ def _summarise(count, total, smoothing, interval, beliefs, lanes, row, work, scr
 
 @jit
 def curve_posteriors(
-    merged, square, protocol, beliefs, points, more_points, lanes, more_lanes, interval, bandwidth, work,
-    scratch, out,
+    merged, square, protocol, beliefs, points, more_points, lanes, more_lanes, tail, interval, bandwidth,
+    work, scratch, out,
 ):  # fmt: skip
     """Summarise the posterior of every curve, each with an S0 and a sigma of its own.
 
@@ -527,6 +567,8 @@ def curve_posteriors(
         For the first pass and the second.
     lanes, more_lanes : Lanes
         As many as there are points.
+    tail : float
+        Relative error of a standard deviation that spares a curve the second pass, or another round of it.
     interval : float
         Probability of the intervals.
     bandwidth : float
@@ -549,10 +591,11 @@ def curve_posteriors(
             _, total, effective, k = _near_pass(
                 count, height, signal, yy, protocol, beliefs, lanes, points, work, scratch
             )
-        if not (k <= ENOUGH_K and effective >= ENOUGH * count):
+        good = k <= ENOUGH_K and effective >= ENOUGH * count
+        if not (good and _tail_error(count, total, work) <= tail):
             count, used, smoothing = more_points.log_q.size, more_lanes, 0.6 * bandwidth
             _, total, effective, k = _wide_pass(
-                n, signal, yy, protocol, beliefs, more_lanes, more_points, work, scratch
+                n, tail, signal, yy, protocol, beliefs, more_lanes, more_points, work, scratch
             )
         row[K_HAT], row[EFFECTIVE] = k, effective
         if total > 0.0:

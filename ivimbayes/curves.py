@@ -24,7 +24,7 @@ from ivimbayes.maps import MAPPED, STATUS
 from ivimbayes.priors import TissuePrior
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
 
-DRAWS, MORE_DRAWS = 512, 4096
+DRAWS, MORE_FACTOR, TAIL = 512, 4, 0.25
 FAST = 1e3  # mm²/s: an upper bound of D and D* where there is none
 QUIET = 1e-4  # of S0: noise below this is ruled out, or signals without noise would have no posterior
 BANDWIDTH, CHUNK = 0.6, 1024
@@ -48,6 +48,7 @@ def summarise_curves(
     *,
     interval: float = 0.95,
     draws: int = DRAWS,
+    tail: float = TAIL,
     cores: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Summarise the posterior of every curve.
@@ -66,7 +67,10 @@ def summarise_curves(
     interval : float
         Probability of the highest-density intervals.
     draws : int
-        Weighted quasi-random draws of a curve, a multiple of 256; 4 096 where they fit badly.
+        Weighted quasi-random draws of a curve, a multiple of 256; four times as many where they fit
+        badly.
+    tail : float
+        Relative error of a standard deviation above which more draws are taken.
     cores : int, optional
         Threads; all cores when not given.
 
@@ -83,18 +87,18 @@ def summarise_curves(
     for measurement, place in enumerate(protocol.place.astype(int)):
         merged[:, place] += signal[:, measurement]
     square = (signal**2).sum(axis=1)
-    points, more = make_points(3, draws, 0), make_points(3, MORE_DRAWS, 0)
+    most = MORE_FACTOR * draws
+    points, more = make_points(3, draws, 0), make_points(3, most, 0)
     out = np.empty((len(signal), COLUMNS))
 
     def run(part: slice) -> None:
         curve_posteriors(
             merged[part], square[part], protocol, beliefs, points, more, _lanes(draws, shape),
-            _lanes(MORE_DRAWS, shape), interval, BANDWIDTH, make_work(protocol, max(draws, MORE_DRAWS)),
-            make_scratch(max(draws, MORE_DRAWS)), out[part],
+            _lanes(most, shape), tail, interval, BANDWIDTH, make_work(protocol, most), make_scratch(most), out[part],
         )  # fmt: skip
 
     parts = [slice(start, start + CHUNK) for start in range(0, len(signal), CHUNK)]
-    _lanes(draws, shape), _lanes(MORE_DRAWS, shape)
+    _lanes(draws, shape), _lanes(most, shape)
     if len(parts) <= 1:
         list(map(run, parts))
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.curves import MORE_DRAWS, summarise_curves
+from ivimbayes.curves import summarise_curves
 from ivimbayes.errors import InputError
 from ivimbayes.maps import STATUS
 from ivimbayes.priors import TissuePrior, tissue_prior
@@ -25,6 +25,7 @@ ORDER = ("D", "f", "Dp", "S0")  # of bounds and guesses given without names
 RANGES = {"f": (0.0, 1.0), "D": (0.0, np.inf), "Dp": (0.0, np.inf), "S0": (0.0, np.inf)}
 SUFFIXES = ("", "_sd", "_low", "_high")
 RESULTS = (*(key + suffix for key in KEYS for suffix in SUFFIXES), "sigma", "status")
+CURVE_DRAWS, CURVE_TAIL = 4096, 0.1  # of single curves, of which there are few
 KEPT, FEWEST = 200, 50  # draws of a pooled voxel, and those that must lie within the bounds
 
 
@@ -145,7 +146,7 @@ class IvimBayes:
                 f"{where}: a signal is not finite, or the mean at the lowest b is not above 0; "
                 "leave the curve out, or use osipi_fit_full_volume, which marks such voxels"
             )
-        return self._single(signal, b, MORE_DRAWS)
+        return self._single(signal, b, draws=CURVE_DRAWS, tail=CURVE_TAIL)
 
     def osipi_fit_full_volume(
         self, data: Any, bvalues: Any = None, *, pooled: bool = False, seed: int = 0, **kwargs: Any
@@ -213,13 +214,12 @@ class IvimBayes:
         check_protocol(xr.Dataset(coords={"b": ("measurement", b)}, attrs={"source": "bvalues"}))
         return signal, b
 
-    def _single(self, signal: np.ndarray, b: np.ndarray, draws: int | None = None) -> dict[str, Any]:
+    def _single(self, signal: np.ndarray, b: np.ndarray, **effort: Any) -> dict[str, Any]:
         """Results of curves (..., measurement), each on its own."""
         scale = _at_lowest(signal, b)
         flat = (signal / scale[..., None]).reshape(-1, len(b))
         bounds = {KEYS[key]: pair for key, pair in _read_bounds(self.bounds).items()}
-        more = {} if draws is None else {"draws": draws}
-        found = summarise_curves(flat, b, self.prior, bounds, interval=self.interval, **more)
+        found = summarise_curves(flat, b, self.prior, bounds, interval=self.interval, **effort)
         names = {"": "median", "_sd": "sd", "_low": "low", "_high": "high"}
         result = {
             key + suffix: found[f"{name}_{names[suffix]}"].reshape(scale.shape)
