@@ -8,17 +8,8 @@ from functools import cache
 import numpy as np
 from scipy.stats import gamma, norm, qmc
 
-from ivimbayes.curve_kernel import (
-    COLUMNS,
-    EFFECTIVE,
-    FIELDS,
-    K_HAT,
-    SIGMA,
-    Beliefs,
-    Lanes,
-    curve_posteriors,
-    make_scratch,
-)
+from ivimbayes.curve_density import Beliefs, Lanes, make_scratch
+from ivimbayes.curve_kernel import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
 from ivimbayes.kernel_data import make_points, make_protocol, make_work
 from ivimbayes.maps import MAPPED, STATUS
 from ivimbayes.priors import TissuePrior
@@ -94,7 +85,8 @@ def summarise_curves(
     def run(part: slice) -> None:
         curve_posteriors(
             merged[part], square[part], protocol, beliefs, points, more, _lanes(draws, shape),
-            _lanes(most, shape), tail, interval, BANDWIDTH, make_work(protocol, most), make_scratch(most), out[part],
+            _lanes(most, shape), tail, interval, BANDWIDTH, make_work(protocol, most), make_scratch(most),
+            out[part],
         )  # fmt: skip
 
     parts = [slice(start, start + CHUNK) for start in range(0, len(signal), CHUNK)]
@@ -146,4 +138,9 @@ def _named(out: np.ndarray) -> dict[str, np.ndarray]:
     for column in found.values():
         column[failed] = np.nan
     status = np.where(failed, STATUS["failed"], np.where(doubtful, STATUS["doubtful"], STATUS["ok"]))
-    return found | {"sigma": out[:, SIGMA], "pareto_k": k, "ess": effective, "status": status.astype(np.uint8)}
+    return found | {
+        "sigma": out[:, SIGMA],
+        "pareto_k": k,
+        "ess": effective,
+        "status": status.astype(np.uint8),
+    }

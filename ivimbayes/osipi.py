@@ -169,8 +169,9 @@ class IvimBayes:
         Returns
         -------
         dict of str to ndarray (...)
-            As `osipi_fit`. Voxels with a signal that is not finite, or none at the lowest b, have the status 4
-            and no numbers (NaN).
+            As `osipi_fit`. Voxels with a signal that is not finite, or none at the lowest b, have the
+            status 4 and no numbers (NaN); of a pooled fit, those of which few draws lie within the bounds
+            have the status 3 and none.
 
         Raises
         ------
@@ -226,7 +227,10 @@ class IvimBayes:
             for key, name in KEYS.items()
             for suffix in SUFFIXES
         }
-        result |= {"sigma": found["sigma"].reshape(scale.shape), "status": found["status"].reshape(scale.shape)}
+        result |= {
+            "sigma": found["sigma"].reshape(scale.shape),
+            "status": found["status"].reshape(scale.shape),
+        }
         for key in ("sigma", *(f"S0{suffix}" for suffix in SUFFIXES)):
             result[key] = result[key] * scale
         return result if scale.shape else {key: value.item() for key, value in result.items()}
@@ -275,7 +279,9 @@ def _cut(
     scale: np.ndarray,
 ) -> None:
     """Cut posteriors of voxels off at the bounds, by their draws (draw, voxel)."""
-    inside = np.all([(low <= draws[key]) & (draws[key] <= high) for key, (low, high) in bounds.items()], axis=0)
+    inside = np.all(
+        [(low <= draws[key]) & (draws[key] <= high) for key, (low, high) in bounds.items()], axis=0
+    )
     kept = inside.sum(axis=0)
     for v in np.flatnonzero((kept < len(inside)) & (result["status"] != STATUS["failed"])):
         for key in KEYS:
@@ -335,11 +341,12 @@ def _read_bounds(bounds: Any) -> dict[str, tuple[float, float]]:
         least, most = RANGES[key]
         if not (low < high and low < most and high > least):
             raise InputError(
-                f"bounds {key} [{low:g}, {high:g}]; give a lower bound below the upper, within {least:g} to {most:g}"
+                f"bounds {key} [{low:g}, {high:g}]; give a lower bound below the upper, "
+                f"within {least:g} to {most:g}"
             )
         found[key] = (low, high)
     if "D" in found and "Dp" in found and found["D"][0] >= found["Dp"][1]:
         raise InputError(
-            f"bounds: D from {found['D'][0]:g} on, Dp up to {found['Dp'][1]:g}; D is below Dp, lower those of D"
+            f"bounds: D from {found['D'][0]:g} on, Dp up to {found['Dp'][1]:g}; D is below Dp, so lower D's"
         )
     return found
