@@ -153,7 +153,6 @@ def test_a_volume_is_its_curves() -> None:
         assert abs(found[key][1, 1, 0] - one[key]) < 0.1 * one[f"{key}_sd"]
 
 
-@pytest.mark.slow
 def test_pooled_voxels_are_drawn_together_and_cut_off() -> None:
     rng = np.random.default_rng(1)
     f = 0.2 + 0.03 * rng.standard_normal(40)
