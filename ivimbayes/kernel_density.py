@@ -23,7 +23,7 @@ BESSEL = _bessel_series()
 
 
 @jit
-def _start_products(x, o, n, protocol, value, work):
+def start_products(x, o, n, protocol, value, work):
     """Values f, D, D* of the draws o to o + n, and the exponentials of the steps between b values."""
     y, steps, left, right = work.power, protocol.steps[0], protocol.steps[1], protocol.steps[2]
     x0, x1, x2 = x[0, o : o + n], x[1, o : o + n], x[2, o : o + n]
@@ -51,7 +51,7 @@ def _start_products(x, o, n, protocol, value, work):
 
 
 @jit
-def _curve_sums(o, n, signal, protocol, value, work):
+def curve_sums(o, n, signal, protocol, value, work):
     """Sum the squared curve, and curve times signal, over b: rows 0 and 1 of ``work.sums``."""
     y, slow, fast = work.power, work.slow, work.fast
     G, gs = work.sums[0], work.sums[1]
@@ -248,12 +248,12 @@ def evaluate(count, signal, square, protocol, draws, x, value, given, log_w, wor
     """Log of likelihood times population at the draws x (P, N); their values f, D, D*, S0."""
     for o in range(0, count, WIDTH):
         n = min(WIDTH, count - o)
-        _start_products(x, o, n, protocol, value, work)
+        start_products(x, o, n, protocol, value, work)
         if protocol.rician == 1:
             _curves(o, n, protocol, value, work)
             _rician(o, n, x, signal, square, protocol, draws, log_w, value[3], work, 4)
         else:
-            _curve_sums(o, n, signal, protocol, value, work)
+            curve_sums(o, n, signal, protocol, value, work)
             _gaussian(o, n, square, draws, given, log_w, value[3], work)
         if draws.nu > 0.0:
             _add_heavy_population(o, n, x, draws, log_w, work)

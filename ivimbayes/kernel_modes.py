@@ -13,7 +13,7 @@ STRIDE = 2.0  # from the mode to where the width of the posterior is measured, i
 
 
 @jit
-def _fill_decays(rate, protocol, decay):
+def fill_decays(rate, protocol, decay):
     """Fill the decays over each of the steps between b values."""
     steps, left, right = protocol.steps[0], protocol.steps[1], protocol.steps[2]
     for s in range(steps.size):
@@ -25,8 +25,8 @@ def _fill_decays(rate, protocol, decay):
 def curve_products(theta, signal, protocol, decay):
     """Sum of the squared curve, and of curve times signal, for theta. ``decay`` (2, S) is scratch."""
     f, D, gap = 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
-    _fill_decays(D, protocol, decay[0])
-    _fill_decays(D + gap, protocol, decay[1])
+    fill_decays(D, protocol, decay[0])
+    fill_decays(D + gap, protocol, decay[1])
     G, gs, slow, fast = 0.0, 0.0, 1.0 - f, f
     for k in range(protocol.b.size):
         s = int(protocol.step[k])
@@ -43,8 +43,8 @@ def _gaussian_fit(theta, signal, square, protocol, draws, gradient, H, decay):
     """Half of -2 log posterior with S0 profiled out, its gradient and Gauss-Newton Hessian; and S0."""
     noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
     f, D, gap = 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
-    _fill_decays(D, protocol, decay[0])
-    _fill_decays(D + gap, protocol, decay[1])
+    fill_decays(D, protocol, decay[0])
+    fill_decays(D + gap, protocol, decay[1])
     slow = fast = 1.0
     G = gs = s0 = s1 = s2 = g0 = g1 = g2 = h00 = h01 = h02 = h11 = h12 = h22 = 0.0
     for k in range(protocol.b.size):
@@ -216,7 +216,7 @@ def lone_mode(start, signal, square, protocol, draws, P, mode, L, search):
     gradient, H, decay = 0.0, 1.0, search[12]
     for _ in range(STEPS):
         D = math.exp(trial)
-        _fill_decays(D, protocol, decay)
+        fill_decays(D, protocol, decay)
         G = gs = s1 = g1 = h11 = 0.0
         g = 1.0
         for k in range(protocol.b.size):

@@ -115,7 +115,7 @@ def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, sh
 
 
 @jit
-def _spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
+def spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
     """Draws of the n parts of a mixture, by their shares, at points first to first + count."""
     edge, reached = first, 0.0
     for c in range(n):
@@ -126,7 +126,7 @@ def _spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
 
 
 @allocating_jit
-def _narrow_proposals(count, total, narrow, P, centres, factor, work):
+def narrow_proposals(count, total, narrow, P, centres, factor, work):
     """Centres of narrow proposals, draws of the posterior so far, and their common factor; whether it is one.
 
     The weights are cut where they are few.
@@ -166,11 +166,11 @@ def robust_pass(merged, raw, square, protocol, draws, points, work):
     modes, factors = np.empty((PROPOSALS, 4)), np.zeros((PROPOSALS, 4, 4))
     share, ones = np.zeros(PROPOSALS), np.ones((4, 2))
     n = _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share, work)
-    _spread_parts(modes, factors, share, n, 0, count, P, points, ones, work.x)
+    spread_parts(modes, factors, share, n, 0, count, P, points, ones, work.x)
     for s in range(count):
         density[s] = 0.0
     for c in range(n):
-        _add_students(count, modes[c], factors[c], share[c], P, work.x, density, work)
+        add_students(count, modes[c], factors[c], share[c], P, work.x, density, work)
     result = _weigh(count, signal, square, protocol, draws, density, work)
     centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
     # a quarter of the draws stays with the first proposals, which reach as far as the posterior may
@@ -180,18 +180,18 @@ def robust_pass(merged, raw, square, protocol, draws, points, work):
         _, total, effective, k = result
         if not total > 0.0 or (k <= ENOUGH_K and effective > 0.25 * count):
             break
-        if not _narrow_proposals(count, total, narrow, P, centres, factor, work):
+        if not narrow_proposals(count, total, narrow, P, centres, factor, work):
             break
-        _spread_parts(modes, factors, share, n, fresh, kept, P, points, ones, work.x)
+        spread_parts(modes, factors, share, n, fresh, kept, P, points, ones, work.x)
         for c in range(KERNELS):
             first, last = c * fresh // KERNELS, (c + 1) * fresh // KERNELS
             spread(centres[c], factor, ones, points, P, first, last - first, work.x)
         for s in range(count):
             density[s] = 0.0
         for c in range(n):
-            _add_students(count, modes[c], factors[c], share[c] * kept / count, P, work.x, density, work)
+            add_students(count, modes[c], factors[c], share[c] * kept / count, P, work.x, density, work)
         for c in range(KERNELS):
-            _add_students(count, centres[c], factor, fresh / count / KERNELS, P, work.x, density, work)
+            add_students(count, centres[c], factor, fresh / count / KERNELS, P, work.x, density, work)
         result = _weigh(count, signal, square, protocol, draws, density, work)
         narrow *= 0.6
     return result
@@ -212,7 +212,7 @@ def _population_factor(draws, P, centre, L):
 
 
 @jit
-def _add_students(count, mode, factor, share, P, x, density, work):
+def add_students(count, mode, factor, share, P, x, density, work):
     """Add a part of a mixture's density at the draws x: a Student-t, ``factor`` of its inverse covariance."""
     constant = math.lgamma((NU + P) / 2) - math.lgamma(NU / 2) - P / 2 * math.log(NU * math.pi)
     constant = share * math.exp(constant + log_determinant(factor, P))

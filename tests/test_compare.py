@@ -293,6 +293,11 @@ def test_noise_and_population_in_words() -> None:
     assert "Gaussian and Rician noise describe them about as well" in describe(
         [rician, candidate(BI, -302, label="b")]
     )
+    mixed = [candidate("biexponential_kurtosis", -300, noise="rician"), candidate(BI, -340)]
+    assert "which noise describes them better is open" in describe(mixed)
+    like = [*mixed, candidate("biexponential_kurtosis", -330)]
+    assert "Rician noise describes them better than Gaussian under the" in describe(like)
+    assert "elpd difference 30" in describe(like)
     heavy = candidate(BI, -300, population="student_t", label="a")
     assert "Student-t population describes" in describe([heavy, candidate(BI, -340, label="b")])
     same = [candidate(BI, -300, label="one"), candidate(BI, -340, label="two")]
