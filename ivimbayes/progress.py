@@ -125,3 +125,36 @@ class MapProgress:
         self.counted += voxels
         rate = self.counted / max(time.monotonic() - self.begun, 1e-9)
         self.progress.update(self.task, advance=voxels, rate=f"{rate:,.0f}/s")
+
+
+class StepProgress:
+    """A bar that counts steps of one piece of work."""
+
+    def __init__(self, total: int, what: str, show: bool):
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[stage]}", markup=False),
+            console=_console(),
+            disable=not show,
+        )
+        self.task = self.progress.add_task(what, total=total, stage="")
+
+    def __enter__(self) -> "StepProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def advance(self, stage: str = "") -> None:
+        """Count a step that is done, and say what is being done."""
+        self.progress.update(self.task, advance=1, stage=stage)
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        self.progress.update(self.task, completed=self.progress.tasks[self.task].total, stage="done")
