@@ -38,7 +38,9 @@ class _Search:
         rng = np.random.default_rng([seed, 3])
         theta = plan.centre + plan.width * rng.standard_normal((TRUTHS, len(plan.centre)))
         one = np.ones(1)
-        self.each = np.stack([information(candidates[i : i + 1], one, theta, plan) for i in range(len(candidates))])
+        self.each = np.stack(
+            [information(candidates[i : i + 1], one, theta, plan) for i in range(len(candidates))]
+        )
         self.prior = np.diag(np.append(1 / plan.width**2, 1e-6))
         self.slope = value_slope(theta, plan)
         self.fast: dict[tuple[int, ...], float] = {}
@@ -108,7 +110,7 @@ class _Search:
         for _ in range(50 * STARTS):
             drawn = rng.choice(len(self.candidates), self.n - 1, replace=len(self.candidates) < self.n)
             found.append(tuple(sorted([0, *drawn.tolist()])))
-        return [c for c in found if self.feasible(c)][: STARTS]
+        return [c for c in found if self.feasible(c)][:STARTS]
 
 
 def design_protocol(
@@ -198,7 +200,7 @@ def design_protocol(
             "model; see check_protocol, and give more images or other candidates"
         )
     steps = len(starts) + (EVALUATIONS if refine else 0) + 2
-    with StepProgress(steps, "design", progress) as bar:
+    with StepProgress(steps, f"{n} images", progress) as bar:
         chosen = _optimise(search, starts, refine, bar)
         protocols = {"designed": grid[list(chosen)], "recommended": recommended}
         parts = []
@@ -214,7 +216,9 @@ def design_protocol(
     return found.assign_attrs(parts[0].attrs | about)
 
 
-def _optimise(search: _Search, starts: list[tuple[int, ...]], refine: bool, bar: StepProgress) -> tuple[int, ...]:
+def _optimise(
+    search: _Search, starts: list[tuple[int, ...]], refine: bool, bar: StepProgress
+) -> tuple[int, ...]:
     """Find the best protocol from several starts."""
     found: dict[tuple[int, ...], None] = {}
     for start in starts:
@@ -276,7 +280,9 @@ def precision_by_budget(
     {'images': 2, 'protocol': 2, 'parameter': 3}
     """
     options = {"refine": False, **options}
-    made = {n: design_protocol(n, tissue, snr, b_max, progress=progress, **options) for n in sorted(set(images))}
+    made = {
+        n: design_protocol(n, tissue, snr, b_max, progress=progress, **options) for n in sorted(set(images))
+    }
     if not made:
         raise InputError("images: none given; give numbers of images, such as [6, 8, 10]")
     return join_budgets(made)
@@ -306,7 +312,9 @@ def describe_b(b: Any) -> str:
     '0 (2 times), 20, 800 (3 times)'
     """
     values, times = np.unique(np.asarray(b, float), return_counts=True)
-    return ", ".join(f"{v:g}" + (f" ({t} times)" if t > 1 else "") for v, t in zip(values, times, strict=True))
+    return ", ".join(
+        f"{v:g}" + (f" ({t} times)" if t > 1 else "") for v, t in zip(values, times, strict=True)
+    )
 
 
 def _images(n: int | None, scan_time: float | None, time_per_image: float | None, signal: str) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.stats import norm, qmc
 
@@ -220,9 +221,7 @@ def cramer_rao(b: Array, weight: Array, plan: Plan) -> Array:
     return np.where(lost, np.inf, np.sqrt(variance))[:P]
 
 
-def posterior_sd(
-    b: Array, weight: Array, plan: Plan, draws: int, seed: int, points: int = POINTS
-) -> Array:
+def posterior_sd(b: Array, weight: Array, plan: Plan, draws: int, seed: int, points: int = POINTS) -> Array:
     """Posterior sd of the parameters of voxels drawn from the prior, (draws, parameter).
 
     The same `seed` gives the same voxels and the same noise at the m-th distinct b value.
@@ -333,3 +332,14 @@ def find_modes(signal: Array, b: Array, weight: Array, plan: Plan, start: Array)
             break
     P = theta.shape[1]
     return theta, np.linalg.inv(A)[:, :P, :P]
+
+
+def tabulate_precision(found: xr.Dataset) -> pd.DataFrame:
+    """Give what `expected_precision` or `design_protocol` gives as a table, in the units shown."""
+    table = found.drop_vars("b", errors="ignore").to_dataframe().reset_index()
+    shown = table["parameter"].map(PARAMETERS)
+    for name in ("value", "crlb", "expected_sd", "error", "rms_sd", "prior_sd"):
+        table[name] = table[name] * [p.display_scale for p in shown]
+    table["unit"] = [p.display_unit for p in shown]
+    first = [name for name in ("images", "protocol", "parameter", "unit") if name in table]
+    return table[[*first, *(name for name in table if name not in first)]]

@@ -274,9 +274,7 @@ def needed_distinct(signal: str) -> int:
     return max(LEAST_DISTINCT, len(SIGNALS[signal].parameters) + 1)
 
 
-def _refusals(
-    b: np.ndarray, signal: str, prior: TissuePrior | None, selected: bool
-) -> list[ProtocolFinding]:
+def _refusals(b: np.ndarray, signal: str, prior: TissuePrior | None, selected: bool) -> list[ProtocolFinding]:
     """Find why a fit would refuse b values (distinct, rising)."""
     model, found = SIGNALS[signal], []
     distinct, needed = len(np.unique(np.round(b / SAME_B))), needed_distinct(signal)

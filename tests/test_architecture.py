@@ -13,6 +13,7 @@ FLOORS = (
     {"protocol", "kernel_density", "kernel_weights"},
     {
         "modes",
+        "precision",
         "least_squares",
         "simulate",
         "voxels",
@@ -22,16 +23,17 @@ FLOORS = (
         "kernel_averages",
         "kernel_summaries",
     },
-    {"spec", "kernel_passes", "datasets"},
+    {"spec", "kernel_passes", "datasets", "design"},
     {"model", "density", "prior_check", "kernel"},
     {"collect", "convergence"},
     {"sampling"},
     {"summary"},
     {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations"},
-    {"blocks", "plots", "density_plots", "map_plots", "check_plots"},
+    {"blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
     {"voxelwise"},
     {"folders"},
+    {"cli_protocol"},
     {"cli"},
 )
 
