@@ -13,6 +13,8 @@ from .check_plots import plot_trace as plot_trace
 from .compare import compare_models as compare_models
 from .density_plots import plot_joint as plot_joint
 from .density_plots import plot_prior_posterior as plot_prior_posterior
+from .design import design_protocol as design_protocol
+from .design import precision_by_budget as precision_by_budget
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .least_squares import fit_full as fit_full
@@ -27,12 +29,15 @@ from .plots import plot_predictive as plot_predictive
 from .plots import plot_regions as plot_regions
 from .plots import plot_sessions as plot_sessions
 from .plots import plot_spread as plot_spread
+from .precision import expected_precision as expected_precision
 from .prior_check import prior_check as prior_check
 from .priors import TISSUES as TISSUES
 from .priors import TissuePrior as TissuePrior
 from .priors import read_priors as read_priors
 from .priors import tissue_prior as tissue_prior
 from .protocol import check_protocol as check_protocol
+from .protocol import recommended_protocol as recommended_protocol
+from .protocol_plots import plot_protocol as plot_protocol
 from .relaxation import correct_fraction as correct_fraction
 from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction

@@ -25,8 +25,8 @@ from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import callbacks, noise_constant, split_draws
 from ivimbayes.errors import InputError
 from ivimbayes.noise import NOISES, gaussian_logp
-from ivimbayes.progress import CountProgress
-from ivimbayes.protocol import check_protocol
+from ivimbayes.progress import StepProgress
+from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import RegionTask, Running, Settings, chain_options, prepare_region, retry_factor
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
@@ -129,7 +129,7 @@ def calibrate(
     if missing:
         callbacks()
     running, pool = Running(), ThreadPoolExecutor(cores)
-    with CountProgress("replicates", n, n - len(missing), progress) as bar:
+    with StepProgress(n, "replicates", progress, n - len(missing)) as bar:
         try:
             pending: list[Future[Values]] = [pool.submit(task.replicate, i, running) for i in missing]
             for count, future in enumerate(as_completed(pending), start=1):
@@ -219,7 +219,7 @@ def _protocol(spec: ModelSpec, b: Any, averages: Any) -> xr.Dataset:
         )
     protocol = xr.Dataset(coords={"b": ("measurement", values), "averages": ("measurement", n)})
     protocol.attrs["protocol"] = "calibration"
-    check_protocol(protocol, spec.signal, spec.prior)
+    require_protocol(protocol, spec.signal, spec.prior)
     return protocol
 
 

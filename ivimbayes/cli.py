@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivimbayes.cli_calibrate import calibrate_command
+from ivimbayes.cli_protocol import protocol_app
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.folders import (
     CHECKPOINT,
@@ -74,6 +75,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(protocol_app, name="protocol")
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
 app.command("calibrate")(calibrate_command)

@@ -26,7 +26,7 @@ from ivimbayes.errors import InputError
 from ivimbayes.lanes import B_DIGITS
 from ivimbayes.maps import MAPPED, SPACE
 from ivimbayes.progress import MapProgress
-from ivimbayes.protocol import check_protocol
+from ivimbayes.protocol import require_protocol
 from ivimbayes.scans import roi_names
 from ivimbayes.signals import PARAMETERS
 
@@ -169,7 +169,7 @@ def fit_full(
 
 def _check_scan(scan: xr.Dataset) -> np.ndarray:
     """Distinct b values of a scan, if they are enough."""
-    check_protocol(scan, warn=False)
+    require_protocol(scan, warn=False)
     return np.unique(scan["b"].values.astype(float).round(B_DIGITS))
 
 

@@ -15,7 +15,7 @@ from ivimbayes.curves import summarise_curves
 from ivimbayes.errors import InputError
 from ivimbayes.maps import STATUS
 from ivimbayes.priors import TissuePrior, tissue_prior
-from ivimbayes.protocol import check_protocol
+from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import fit
 from ivimbayes.spec import ModelSpec
 from ivimbayes.voxelwise import posterior_maps
@@ -212,7 +212,7 @@ class IvimBayes:
             raise InputError(
                 f"data {signal.shape}: the last axis must be as long as bvalues, {len(b)}; check both"
             )
-        check_protocol(xr.Dataset(coords={"b": ("measurement", b)}, attrs={"source": "bvalues"}))
+        require_protocol(xr.Dataset(coords={"b": ("measurement", b)}, attrs={"source": "bvalues"}))
         return signal, b
 
     def _single(self, signal: np.ndarray, b: np.ndarray, **effort: Any) -> dict[str, Any]:

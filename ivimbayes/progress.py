@@ -129,10 +129,10 @@ class MapProgress:
         self.progress.update(self.task, advance=voxels, rate=f"{rate:,.0f}/s")
 
 
-class CountProgress:
-    """A bar that counts what is done of a total, with the time left."""
+class StepProgress:
+    """A bar that counts steps of one piece of work."""
 
-    def __init__(self, what: str, total: int, done: int, show: bool):
+    def __init__(self, total: int, what: str, show: bool, done: int = 0):
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -140,12 +140,13 @@ class CountProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[stage]}", markup=False),
             console=_console(),
             disable=not show,
         )
-        self.task = self.progress.add_task(what, total=total, completed=done)
+        self.task = self.progress.add_task(what, total=total, completed=done, stage="")
 
-    def __enter__(self) -> "CountProgress":
+    def __enter__(self) -> "StepProgress":
         self.progress.start()
         return self
 
@@ -154,6 +155,10 @@ class CountProgress:
     ) -> None:
         self.progress.stop()
 
-    def advance(self) -> None:
-        """Count one more."""
-        self.progress.advance(self.task)
+    def advance(self, stage: str = "") -> None:
+        """Count a step that is done, and say what is being done."""
+        self.progress.update(self.task, advance=1, stage=stage)
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        self.progress.update(self.task, completed=self.progress.tasks[self.task].total, stage="done")

@@ -25,7 +25,7 @@ from ivimbayes.errors import InputError
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
-from ivimbayes.protocol import check_protocol
+from ivimbayes.protocol import require_protocol
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
 from ivimbayes.storage import read_tree, write_tree
@@ -150,12 +150,12 @@ def fit(
     chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
     assigned = region_priors(list(chosen), spec, tissue, priors)
     for prior in {prior.name: prior for prior in assigned.values()}.values():
-        check_protocol(scan, spec.signal, prior, warn=False)
+        require_protocol(scan, spec.signal, prior, warn=False)
     if spec.noise == "rician" and scan.attrs.get("real_valued"):
         raise InputError(
             "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
         )
-    check_protocol(scan, spec.signal)
+    require_protocol(scan, spec.signal)
     with FitProgress(list(chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
         tasks = _prepare(chosen, spec, assigned, bars)
         results = _sample_all(tasks, settings, cores, bars, checkpoint)

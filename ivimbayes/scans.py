@@ -116,7 +116,7 @@ def read_scan(
     """
     image = _open(dwi, 4, "a 4-D diffusion-weighted image")
     bval_path = _beside(Path(dwi)) if bval is None else Path(bval)
-    b = _read_bval(bval_path, image.shape[3], dwi)
+    b = read_bval(bval_path, image.shape[3], dwi)
     weights = _check_averages(averages, len(b))
     keep = np.flatnonzero(
         (b >= (-np.inf if b_min is None else b_min)) & (b <= (np.inf if b_max is None else b_max))
@@ -295,8 +295,8 @@ def _beside(dwi: Path) -> Path:
     raise InputError(f"{dwi.with_name(stem + '.bval')}: no such file; give the b values with --bval")
 
 
-def _read_bval(path: Path, count: int, dwi: str | Path) -> np.ndarray:
-    """Read b values (s/mm²) and check their number, sign and unit."""
+def read_bval(path: Path, count: int | None = None, dwi: str | Path = "") -> np.ndarray:
+    """Read b values (s/mm²) and check their number (where an image has so many volumes), sign and unit."""
     try:
         words = path.read_text(encoding="utf-8").replace(",", " ").split()
     except FileNotFoundError:
@@ -304,7 +304,8 @@ def _read_bval(path: Path, count: int, dwi: str | Path) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({_line(error)}); give b values as text") from None
     if not words:
-        raise InputError(f"{path}: empty; write {count} b values in s/mm2, one for each volume")
+        wanted = "" if count is None else f"{count} "
+        raise InputError(f"{path}: empty; write {wanted}b values in s/mm2, one for each volume")
     try:
         b = np.array([float(word) for word in words])
     except ValueError:
@@ -315,7 +316,7 @@ def _read_bval(path: Path, count: int, dwi: str | Path) -> np.ndarray:
             f"{path}: b value {int(np.flatnonzero(~np.isfinite(b))[0]) + 1} is {b[~np.isfinite(b)][0]}; "
             "write the b value in s/mm2"
         )
-    if len(b) != count:
+    if count is not None and len(b) != count:
         raise InputError(
             f"{path}: {len(b)} b values, but {Path(dwi).name} has {count} volumes; give one b value a volume"
         )

@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
 import json
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -15,7 +16,7 @@ from ivimbayes.summary import Diagnosis
 STYLES = {"converged": "green", "caution": "yellow", "doubtful": "yellow", "failed": "red"}
 
 
-LEFT = ("region", "quantity", "ranks", "", "verdict", "source", "unit", "fit", "diagnosis")
+LEFT = ("region", "protocol", "quantity", "ranks", "", "verdict", "source", "unit", "fit", "diagnosis")
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -143,6 +144,26 @@ def print_volume(table: pd.DataFrame, corrected: xr.Dataset) -> None:
     for name, times in {"blood": used["blood"], **used["regions"]}.items():
         parts = [f"{k} {times[k][0]:g} (sd {times[k][1]:g}) ms" for k in ("T2", "T1") if k in times]
         console.print(f"{name}: {', '.join(parts)}: {times['source']}", soft_wrap=True)
+
+
+def print_precision(table: pd.DataFrame) -> None:
+    """Print the expected precision of b values, a row for each parameter (and protocol)."""
+    console = Console(markup=False, highlight=False)
+    several = ["protocol"] if "protocol" in table else []
+    shown = _table(*several, "", "prior", "prior sd", "bound", "expected sd", "contraction")
+    for row in table.to_dict("records"):
+        name, bound = row["parameter"], row["crlb"]
+        shown.add_row(
+            *(row[p] for p in several), f"{PARAMETERS[name].label} {_unit(name)}".rstrip(),
+            _number(row["value"]), _number(row["prior_sd"]), "none" if math.isinf(bound) else _number(bound),
+            _number(row["expected_sd"]), f"{max(row['contraction'], 0.0):.2f}",
+        )  # fmt: skip
+    console.print(shown)
+    console.print(
+        "prior: median and sd; bound: Cramér-Rao, at the median; expected sd: of a voxel's posterior; "
+        "contraction: share of the prior variance that the signals take away",
+        soft_wrap=True,
+    )
 
 
 def print_comparison(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ FLOORS = (
     {"protocol", "kernel_density", "kernel_weights"},
     {
         "modes",
+        "precision",
         "least_squares",
         "simulate",
         "voxels",
@@ -23,17 +24,17 @@ FLOORS = (
         "kernel_summaries",
         "curve_density",
     },
-    {"spec", "kernel_passes", "datasets", "curve_modes"},
+    {"spec", "kernel_passes", "datasets", "curve_modes", "design"},
     {"model", "density", "prior_check", "kernel", "curve_kernel"},
     {"collect", "convergence", "curves"},
     {"sampling"},
     {"summary", "calibration"},
     {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations"},
-    {"blocks", "plots", "density_plots", "map_plots", "check_plots"},
+    {"blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
     {"voxelwise"},
     {"folders", "osipi"},
-    {"cli_calibrate"},
+    {"cli_calibrate", "cli_protocol"},
     {"cli"},
 )
 

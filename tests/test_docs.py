@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -53,19 +54,29 @@ def commands(text: str) -> list[tuple[str, bool]]:
     return found
 
 
+def all_commands() -> dict[str, Any]:
+    """Commands by name, those of a group after its name."""
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
+    return found
+
+
 def known_options() -> dict[str, set[str]]:
     """Options of each command."""
-    group = typer.main.get_command(app)
     return {
         name: {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
-        for name, command in group.commands.items()
+        for name, command in all_commands().items()
     }
 
 
 def bad_commands(text: str) -> list[str]:
-    group, known, found = typer.main.get_command(app), known_options(), []
+    every, known, found = all_commands(), known_options(), []
     for line, whole in commands(text):
         name, *words = shlex.split(line, comments=True)
+        if words and f"{name} {words[0]}" in known:
+            name = f"{name} {words.pop(0)}"
         if name not in known:
             found += [] if name in AHEAD else [f"{line}: no command {name}"]
             continue
@@ -73,7 +84,7 @@ def bad_commands(text: str) -> list[str]:
         found += [f"{line}: no option {word}" for word in wrong]
         if whole and not wrong:
             try:
-                group.commands[name].make_context(name, words)
+                every[name].make_context(name, words)
             except Exception as error:  # of click, or of the copy of it that typer brings
                 found.append(f"{line}: {error}")
     return found
@@ -133,7 +144,18 @@ def test_commands_can_be_parsed(page: Path) -> None:
 
 def test_commands_are_seen() -> None:
     seen = {line.split()[0] for page in PAGES for line, whole in commands(page.read_text("utf-8")) if whole}
-    assert {"fit", "prior", "demo", "map", "ls", "summary", "compare", "volume", "tissues"} <= seen
+    assert {
+        "fit",
+        "prior",
+        "demo",
+        "map",
+        "ls",
+        "summary",
+        "compare",
+        "volume",
+        "tissues",
+        "protocol",
+    } <= seen
 
 
 @pytest.mark.parametrize(
@@ -143,6 +165,8 @@ def test_commands_are_seen() -> None:
         ("```\nivimbayes fit dwi.nii.gz --rois labels.nii.gz\n```", "Missing parameter: out"),
         ("```\nivimbayes fit dwi.nii.gz --out x --draws many\n```", "many"),
         ("```\n. activate && bin/ivimbayes fitt dwi.nii.gz\n```", "no command fitt"),
+        ("```\nivimbayes protocol design --n 10 --snrr 30\n```", "no option --snrr"),
+        ("```\nivimbayes protocol plan --n 10\n```", "no command protocol"),
         ("see `ivimbayes summary results --sensitive`", "no option --sensitive"),
     ],
 )

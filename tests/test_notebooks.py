@@ -25,6 +25,6 @@ def test_no_outputs_are_committed(path: Path) -> None:
 
 
 def test_outputs_are_found() -> None:
-    assert len(NOTEBOOKS) == 6
+    assert len(NOTEBOOKS) == 7
     cells = [{"outputs": []}, {"outputs": [{}]}, {"execution_count": 3}]
     assert leftovers({"cells": cells}) == [1, 2]

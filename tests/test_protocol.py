@@ -6,7 +6,7 @@ import xarray as xr
 
 from ivimbayes import InputWarning, ModelSpec, fit, simulate
 from ivimbayes.priors import tissue_prior
-from ivimbayes.protocol import check_protocol
+from ivimbayes.protocol import require_protocol
 from ivimbayes.signals import SIGNALS
 
 FULL = (0, 0, 10, 20, 40, 80, 200, 400, 800)
@@ -20,7 +20,7 @@ def of(*b: float, **attrs: object) -> xr.Dataset:
 
 @pytest.mark.parametrize("signal", [s for s in SIGNALS if s != "simplified"])
 def test_a_full_protocol_serves_every_model(signal: str) -> None:
-    check_protocol(of(*FULL), signal, tissue_prior("liver"))
+    require_protocol(of(*FULL), signal, tissue_prior("liver"))
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_a_full_protocol_serves_every_model(signal: str) -> None:
 def test_b_values_that_cannot_identify_a_model_are_refused(
     b: tuple[float, ...], signal: str, words: tuple[str, ...], refused: Callable[..., str]
 ) -> None:
-    refused(lambda: check_protocol(of(*b), signal, tissue_prior("liver")), "dwi.bval", *words)
+    refused(lambda: require_protocol(of(*b), signal, tissue_prior("liver")), "dwi.bval", *words)
 
 
 def test_selection_is_the_way_out(refused: Callable[..., str]) -> None:
-    refused(lambda: check_protocol(of(0, 100, 600, b_selected=1)), "3 distinct b values", "--b-max")
-    refused(lambda: check_protocol(of(60, 100, 300, 600, b_selected=1)), "no low b value", "lower --b-min")
+    refused(lambda: require_protocol(of(0, 100, 600, b_selected=1)), "3 distinct b values", "--b-max")
+    refused(lambda: require_protocol(of(60, 100, 300, 600, b_selected=1)), "no low b value", "lower --b-min")
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_selection_is_the_way_out(refused: Callable[..., str]) -> None:
 )
 def test_what_will_rest_on_the_prior_is_said(b: tuple[float, ...], signal: str, words: str) -> None:
     with pytest.warns(InputWarning, match=words):
-        check_protocol(of(*b), signal)
-    check_protocol(of(*b), signal, warn=False)
+        require_protocol(of(*b), signal)
+    require_protocol(of(*b), signal, warn=False)
 
 
 def test_nothing_is_sampled_where_the_model_is_refused(
