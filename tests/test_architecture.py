@@ -27,12 +27,12 @@ FLOORS = (
     {"collect", "convergence"},
     {"sampling"},
     {"summary", "calibration"},
-    {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations"},
+    {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations", "sessions"},
     {"blocks", "plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
     {"voxelwise"},
     {"folders"},
-    {"cli_calibrate"},
+    {"cli_calibrate", "cli_sessions"},
     {"cli"},
 )
 
