@@ -183,7 +183,9 @@ def _check(before: xr.DataTree, after: xr.DataTree) -> tuple[tuple[str, ...], li
             f"after: its signal is {specs[1].signal}, that of before {specs[0].signal}; "
             "fit both with the same --signal"
         )
-    regions, there = (tree["posterior"]["roi"].values.astype(str).tolist() for tree in (before, after))
+    regions, there = (
+        tree["posterior"].to_dataset()["roi"].values.astype(str).tolist() for tree in (before, after)
+    )
     if set(regions) != set(there):
         raise InputError(
             f"after: its regions are {', '.join(there)}, those of before {', '.join(regions)}; "
@@ -231,7 +233,7 @@ def _paired(
     """Draws of a region's value in both fits, in an order that ties none to another."""
     both = []
     for tree in (before, after):
-        draws = tree["posterior"][f"{name}_roi"].sel(roi=roi).values.astype(float).ravel()
+        draws = tree["posterior"].to_dataset()[f"{name}_roi"].sel(roi=roi).values.astype(float).ravel()
         both.append(rng.permutation(draws))
     size = min(MOST_DRAWS, *(len(draws) for draws in both))
     return both[0][:size], both[1][:size]
@@ -257,8 +259,8 @@ def _row(
         "roi": roi, "parameter": name, "unit": PARAMETERS[name].display_unit,
         "before": scale * np.median(before), "after": scale * np.median(after),
         "difference": scale * np.median(change), "difference_low": scale * low,
-        "difference_high": scale * high, "ratio": np.median(ratio), "ratio_low": ratio_low, "ratio_high": ratio_high,
-        "p_increase": float((change > 0).mean()),
+        "difference_high": scale * high, "ratio": np.median(ratio), "ratio_low": ratio_low,
+        "ratio_high": ratio_high, "p_increase": float((change > 0).mean()),
         "rope": np.nan if rope is None else scale * float(np.median(limit)),
         "p_equivalent": np.nan if rope is None else 1 - above - below,
         "p_above": np.nan if rope is None else above, "p_below": np.nan if rope is None else below,
