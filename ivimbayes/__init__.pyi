@@ -45,6 +45,8 @@ from .report import write_report as write_report
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
 from .sensitivity import prior_sensitivity as prior_sensitivity
+from .sessions import compare_fits as compare_fits
+from .sessions import repeatability as repeatability
 from .signals import SIGNALS as SIGNALS
 from .signals import predict as predict
 from .simulate import phantom as phantom

@@ -436,16 +436,35 @@ def compare_command(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR DIR ...", help="Folders that ivimbayes fit wrote, of one scan.", show_default=False
+            metavar="DIR DIR ...",
+            help="Folders that ivimbayes fit wrote: of one scan, or with --sessions before and after.",
+            show_default=False,
         ),
     ],
+    sessions: Annotated[
+        bool, typer.Option("--sessions", help="Two sessions, before and after: what changed?")
+    ] = False,
+    rope: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rope", help="Change that does not matter, D=5% or f=0.02 (D in 1e-3 mm2/s); may be repeated."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the table to this file (TSV).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Compare fits of one scan with different --signal or --noise: say what the data of each region support.
 
     By leave-one-out cross-validation; the simplest model that is not clearly worse than the best is marked.
+    With --sessions, two fits of the same regions in two scans: differences, ratios, and what changed.
     """
+    if sessions:
+        from ivimbayes.cli_sessions import compare_sessions
+
+        compare_sessions(folders, rope, out, overwrite)
+        return
+    if rope:
+        raise InputError("--rope: is of two sessions; give --sessions too")
     from ivimbayes.compare import compare_models
     from ivimbayes.storage import read_tree
     from ivimbayes.terminal import print_comparison

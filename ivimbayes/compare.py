@@ -569,5 +569,5 @@ def _check_region(roi: str, first: str, one: xr.DataTree, other: str, two: xr.Da
         if left.shape != right.shape or not np.allclose(left, right, rtol=1e-6, atol=0):
             raise InputError(
                 f"{other}: the {what} of region {roi!r} are not those of {first}; fit the same scan, "
-                "with the same --seed, --voxels-per-roi, --downsample and b values"
+                "with the same --seed, --voxels-per-roi, --downsample and b values; two sessions: --sessions"
             )

@@ -16,7 +16,9 @@ from ivimbayes.summary import Diagnosis
 STYLES = {"converged": "green", "caution": "yellow", "doubtful": "yellow", "failed": "red"}
 
 
-LEFT = ("region", "protocol", "quantity", "ranks", "", "verdict", "source", "unit", "fit", "diagnosis")
+LEFT = (
+    "region", "protocol", "finding", "quantity", "ranks", "", "verdict", "source", "unit", "fit", "diagnosis",
+)  # fmt: skip
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -202,6 +204,26 @@ def print_calibration(table: pd.DataFrame, converged: float, replicates: int) ->
     outside = table.loc[~table["inside"], "quantity"].tolist()
     said = f"outside their band: {', '.join(outside)}" if outside else "all inside their bands"
     console.print(f"{replicates} replicates, {100 * converged:.0f} % converged; ranks {said}", soft_wrap=True)
+
+
+def print_change(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:
+    """Print how the regions of two fits differ."""
+    console = Console(markup=False, highlight=False)
+    shown = _table(
+        "region", "", "unit", "before", "after", "difference", "95 % HDI", "ratio", "P(increase)", "finding"
+    )
+    for roi, rows in table.groupby("roi", sort=False):
+        for i, row in enumerate(rows.to_dict("records")):
+            shown.add_row(
+                str(roi) if i == 0 else "", PARAMETERS[row["parameter"]].label,
+                "" if row["unit"] == "1" else row["unit"], _number(row["before"]), _number(row["after"]),
+                f"{row['difference']:+.3g}", f"{row['difference_low']:+.3g} to {row['difference_high']:+.3g}",
+                f"{row['ratio']:.2f}", f"{row['p_increase']:.2f}", row["finding"],
+            )  # fmt: skip
+    console.print(shown)
+    console.print()
+    for roi, sentence in sentences.items():
+        console.print(f"{roi}: {sentence}", soft_wrap=True)
 
 
 def print_regions(table: pd.DataFrame) -> None:

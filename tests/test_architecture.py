@@ -29,12 +29,12 @@ FLOORS = (
     {"collect", "convergence", "curves"},
     {"sampling"},
     {"summary", "calibration"},
-    {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations"},
+    {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations", "sessions"},
     {"blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
     {"voxelwise"},
     {"folders", "osipi"},
-    {"cli_calibrate", "cli_protocol"},
+    {"cli_calibrate", "cli_protocol", "cli_sessions"},
     {"cli"},
 )
 
