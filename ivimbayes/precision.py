@@ -111,7 +111,7 @@ def expected_precision(
     --------
     >>> found = expected_precision([0, 10, 20, 50, 100, 200, 400, 800], "liver", snr=30)
     >>> (1e3 * found["expected_sd"].sel(parameter=["D", "D_star"])).values.round(2).tolist()
-    [0.08, 24.0]
+    [0.12, 41.31]
     """
     plan = make_plan(tissue, snr, signal, voxels)
     b = check_values(b)
