@@ -136,7 +136,7 @@ def _prior(
     drawn = draw_region_prior(spec.prior, PRIOR_DRAWS, rng, spec.eta, spec.signal)
     mixed = pooled and spec.population == "mixture"
     if mixed:
-        drawn |= draw_second_prior(spec, PRIOR_DRAWS, rng)
+        drawn |= draw_second_prior(drawn["sd"], rng)
     P = drawn["mu"].shape[1]
     averages = voxels["averages"].values
     sigma = np.abs(sigma_scale(averages) * rng.standard_normal(PRIOR_DRAWS))

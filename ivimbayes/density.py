@@ -2,7 +2,7 @@
 """Log-density of a region in its sampling space, and the gradient, compiled once on a machine.
 
 The density is that of `build_model`, in the same unconstrained coordinates: mu, ln sd, logit of the partial
-correlations, S0_roi, ln S0_sd, ln sigma, of a mixture logit share and shift, and z of every voxel (see `Informed`); of a mean curve ln sigma and
+correlations, S0_roi, ln S0_sd, ln sigma, of a mixture logit share and shift over sd, and z of every voxel (see `Informed`); of a mean curve ln sigma and
 z. Latent of a voxel are its P parameters theta and, where the noise does not let S0 be integrated out, S0,
 whose population is independent of theta's: Q in all. The gradient is written by hand. Voxels lie on the last
 axis of every array, up to `LANES` in a block, so that the inner loops vectorise; the voxels that fill the
@@ -206,7 +206,7 @@ def _constant(data: Mapping[str, Array], spec: ModelSpec, pooled: bool, heavy: b
         total += half_normal - math.log(S0_SD) - math.log(S0_MEAN_SD) - 0.5 * LN_2PI
     if pooled and spec.population == "mixture":
         total += math.lgamma(sum(SECOND_SHAPES)) - sum(math.lgamma(a) for a in SECOND_SHAPES)
-        total -= np.log(SECOND_SHIFT * data["spread"]).sum() + 0.5 * P * LN_2PI
+        total -= P * (math.log(SECOND_SHIFT) + 0.5 * LN_2PI)
     return total
 
 
@@ -301,11 +301,11 @@ def _hyperparameters(x, region):
         return region.centre, region.width, np.zeros(pairs), three, np.zeros(1 + P), 1
     h = 2 * P + pairs
     three[0], three[1], three[2] = x[h], math.exp(x[h + 1]), math.exp(x[h + 2])
-    second = np.zeros(1 + P)
+    sd, second = np.exp(x[P : 2 * P]), np.zeros(1 + P)
     if region.mixed != 0.0:
-        second[0], second[1:] = 1.0 / (1.0 + math.exp(-x[h + 3])), x[h + 4 : h + 4 + P]
+        second[0], second[1:] = 1.0 / (1.0 + math.exp(-x[h + 3])), sd * x[h + 4 : h + 4 + P]
     first = h + 3 + (1 + P if region.mixed != 0.0 else 0)
-    return x[:P], np.exp(x[P : 2 * P]), np.tanh(0.5 * x[2 * P : h]), three, second, first
+    return x[:P], sd, np.tanh(0.5 * x[2 * P : h]), three, second, first
 
 
 @jit
@@ -524,15 +524,14 @@ def _population_of(mu, sd, r, three, Q):
 
 
 @jit
-def _second_prior(second, second_bar, spread, gradient):
-    """Prior of logit share and of the shift; their gradient set."""
+def _second_prior(apart, second, second_bar, sd, gradient):
+    """Prior of logit share and of the shift over sd; their gradient set."""
     a, b, share = SECOND_SHAPES[0], SECOND_SHAPES[1], second[0]
     total = a * math.log(share) + b * math.log1p(-share)
     gradient[0] = second_bar[0] + a - (a + b) * share
-    for i in range(spread.size):
-        scale = SECOND_SHIFT * spread[i]
-        total -= 0.5 * (second[1 + i] / scale) ** 2
-        gradient[1 + i] = second_bar[1 + i] - second[1 + i] / scale**2
+    for i in range(sd.size):
+        total -= 0.5 * (apart[i] / SECOND_SHIFT) ** 2
+        gradient[1 + i] = second_bar[1 + i] * sd[i] - apart[i] / SECOND_SHIFT**2
     return total
 
 
@@ -573,8 +572,6 @@ def log_density(x, gradient, block):
     gradient[at_sigma] = 2 * three[2] ** 2 * three_bar[2] + 1 - sigma**2
     if region.pooled == 0.0:
         return total
-    if region.mixed != 0.0:
-        total += _second_prior(second, second_bar, region.spread, gradient[h + 3 : first])
     from_mean, spread = (three[0] - region.S0[0]) / region.S0[1], three[1] / region.S0[2]
     total += x[h + 1] - 0.5 * (from_mean**2 + spread**2)
     gradient[h] = three_bar[0] - from_mean / region.S0[1]
@@ -584,6 +581,10 @@ def log_density(x, gradient, block):
         total += x[P + i] - 0.5 * (from_mean**2 + spread**2)
         gradient[i] = mu_bar[i] - from_mean / region.width[i]
         gradient[P + i] = 1 - spread**2
+    if region.mixed != 0.0:
+        total += _second_prior(x[h + 4 : first], second, second_bar, sd, gradient[h + 3 : first])
+        for i in range(P):
+            gradient[P + i] += second_bar[1 + i] * second[1 + i]
     for n in range(pairs):
         size = abs(x[2 * P + n])
         total -= region.shapes[n] * (size + 2 * math.log1p(math.exp(-size)))
@@ -679,7 +680,8 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
         return drawn | fixed | {"sigma": np.exp(x[..., 0])}
     h = 2 * P + P * (P - 1) // 2
     if block[14]:
-        drawn |= {"second_share": expit(x[..., h + 3]), "second_shift": x[..., h + 4 : h + 4 + P]}
+        shift = np.exp(x[..., P : 2 * P]) * x[..., h + 4 : h + 4 + P]
+        drawn |= {"second_share": expit(x[..., h + 3]), "second_shift": shift}
     return drawn | {
         "mu": x[..., :P], "sd": np.exp(x[..., P : 2 * P]), "partial": np.tanh(0.5 * x[..., 2 * P : h]),
         "S0_roi": x[..., h], "S0_sd": np.exp(x[..., h + 1]), "sigma": np.exp(x[..., h + 2]),

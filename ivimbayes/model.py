@@ -195,14 +195,14 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
     -------
     pm.Model
         Free variables ``mu``, ``sd`` (parameter), ``unit_partial`` (pair), ``sigma``, ``S0_roi``, ``S0_sd``,
-        ``second_share`` and ``second_shift`` (parameter) of a mixture, ``theta`` (voxel, latent); deterministic: the signal's parameters, such as ``f``, ``D``, ``D_star``
+        ``second_share`` and ``second_apart`` (parameter) of a mixture, ``theta`` (voxel, latent); deterministic: the signal's parameters, such as ``f``, ``D``, ``D_star``
         (voxel); observed ``signal`` (voxel, measurement).
 
     Notes
     -----
     theta ~ Normal or Student-t(mu, diag(sd) C diag(sd)), C ~ LKJ(eta), in the signal's unbounded parameters
-    (`Signal.links`). In a mixture a share of the voxels, Beta(1, 9), is normal about mu + shift with the same
-    covariance; shift ~ Normal(0, (1.5 scale)²), scale that of the half-normal prior of sd. S0 of a voxel is Normal(S0_roi, S0_sd²): integrated out of ``signal`` if the noise is
+    (`Signal.links`). In a mixture a share of the voxels, Beta(1, 9), is normal about mu + sd apart with the same
+    covariance; apart ~ Normal(0, 4²). S0 of a voxel is Normal(S0_roi, S0_sd²): integrated out of ``signal`` if the noise is
     Gaussian, else the last of ``theta``.
     """
     signal, noise = SIGNALS[spec.signal], NOISES[spec.noise]
@@ -235,7 +235,7 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
         second: tuple[Any, ...] = ()
         if level == "voxel" and spec.population == "mixture":
             share = pm.Beta("second_share", *SECOND_SHAPES)
-            second = (share, pm.Normal("second_shift", 0, SECOND_SHIFT * d["spread"], dims="parameter"))
+            second = (share, sd * pm.Normal("second_apart", 0, SECOND_SHIFT, dims="parameter"))
         if not noise.marginal:
             mu = pt.concatenate([mu, S0_mean[None]])
             L = pt.set_subtensor(pt.zeros((Q, Q))[:P, :P], L)

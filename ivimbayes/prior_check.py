@@ -163,7 +163,7 @@ def _expected(
     L = np.linalg.cholesky(covariance(drawn["sd"], drawn["correlation"]) + 1e-12 * np.eye(P))
     theta = drawn["mu"] + np.einsum("dij,dj->di", L, z)
     if spec.population == "mixture":
-        second = draw_second_prior(spec, draws, rng)
+        second = draw_second_prior(drawn["sd"], rng)
         theta = add_second(theta, second["second_share"], second["second_shift"], rng)
     region, voxel = (_relative(b, x, spec.signal) for x in (drawn["mu"], theta))
     region = region + error * rng.standard_normal(region.shape)

@@ -386,7 +386,7 @@ def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.n
         found = task.seconds[chain % len(task.seconds)]
         centre, sd = found.mean, np.sqrt(np.diag(found.covariance))
         logit = np.log(found.share / (1 - found.share)) + 0.3 * rng.standard_normal()
-        second = np.append(logit, found.shift + 0.5 * sd * rng.standard_normal(len(sd)))
+        second = np.append(logit, found.shift / sd + 0.5 * rng.standard_normal(len(sd)))
     return np.concatenate(
         [
             centre + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(len(sd)),

@@ -82,10 +82,10 @@ def _without_S0(mode: Population, P: int) -> tuple[np.ndarray, np.ndarray]:
 def _em(Lambda: np.ndarray, eta: np.ndarray, mode: Population, shift: np.ndarray, scale: np.ndarray) -> Second:
     """Mean, covariance, share and shift from a first shift."""
     mu, Sigma, share, V, (a, b) = mode.mean, mode.covariance, FIRST_SHARE, len(eta), SECOND_SHAPES
-    pull, evidence = np.diag((SECOND_SHIFT * scale) ** -2.0), -np.inf
+    evidence = -np.inf
     for _ in range(STEPS):
         S = np.linalg.inv(Sigma)
-        inverse = np.linalg.inv(S + Lambda)
+        inverse, pull = np.linalg.inv(S + Lambda), np.diag(1 / (SECOND_SHIFT**2 * np.diag(Sigma)))
         fixed = 0.5 * np.linalg.slogdet(inverse)[1] - 0.5 * np.linalg.slogdet(Sigma)[1]
         means, logs = [], []
         for at in (mu, mu + shift):
@@ -105,12 +105,11 @@ def _em(Lambda: np.ndarray, eta: np.ndarray, mode: Population, shift: np.ndarray
     return Second(mu, Sigma, share, shift, float(evidence))
 
 
-def draw_second_prior(spec: ModelSpec, size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw ``second_share`` (size,) and ``second_shift`` (size, parameter) from their prior."""
-    scale = SECOND_SHIFT * spec.prior.theta(spec.signal).spread
+def draw_second_prior(sd: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw ``second_share`` (draw,) and ``second_shift`` (draw, parameter), given sd (draw, parameter)."""
     return {
-        "second_share": rng.beta(*SECOND_SHAPES, size),
-        "second_shift": scale * rng.standard_normal((size, len(scale))),
+        "second_share": rng.beta(*SECOND_SHAPES, len(sd)),
+        "second_shift": SECOND_SHIFT * sd * rng.standard_normal(sd.shape),
     }
 
 

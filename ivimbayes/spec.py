@@ -15,7 +15,7 @@ from ivimbayes.priors import TissuePrior, assign_priors, read_priors, tissue_pri
 from ivimbayes.signals import SIGNALS
 
 POPULATIONS = ("normal", "student_t", "mixture")
-SECOND_SHAPES, SECOND_SHIFT = (1.0, 9.0), 1.5  # Beta shapes of its share; its shift in prior scales of sd
+SECOND_SHAPES, SECOND_SHIFT = (1.0, 9.0), 4.0  # Beta shapes of its share; scale of its shift over sd
 S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE = 1.0, 0.5, 0.5, 0.2  # of a region scaled to a median S0 near 1
 
 

@@ -99,10 +99,10 @@ def written_out(x: np.ndarray, data: dict[str, np.ndarray], spec: ModelSpec) -> 
     if spec.population == "student_t":
         population = multivariate_t(mu, Sigma[:P, :P], df=spec.nu)
     if more:
-        share, shift = expit(second[0]), second[1:]
+        share, shift = expit(second[0]), sd * second[1:]
         apart = multivariate_normal(mu + shift, Sigma[:P, :P])
         total += beta(1, 9).logpdf(share) + np.log(share * (1 - share))
-        total += norm(0, 1.5 * data["spread"]).logpdf(shift).sum()
+        total += norm(0, 4).logpdf(second[1:]).sum()
     model, noise = SIGNALS[spec.signal], NOISES[spec.noise]
     for v in range(V):
         A = inverse + data["Lambda"][v]
