@@ -28,6 +28,7 @@ from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import RegionTask, Running, Settings, chain_options, prepare_region, retry_factor
+from ivimbayes.second import add_second, draw_second_prior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
@@ -320,6 +321,9 @@ def _draw_once(study: _Study, rng: np.random.Generator) -> tuple[dict[str, float
     sigma = abs(sigma_scale(averages) * rng.standard_normal())
     S0_roi, S0_sd = S0_MEAN + S0_MEAN_SD * rng.standard_normal(), abs(S0_SD * rng.standard_normal())
     theta = draw_theta(mu, covariance(sd, correlation), V, rng, spec.population, spec.nu)
+    second = draw_second_prior(sd[None], rng) if spec.population == "mixture" else {}
+    if second:
+        theta = add_second(theta, second["second_share"][0], second["second_shift"][0], rng)
     S0 = S0_roi + S0_sd * rng.standard_normal(V)
     curve = signal.curve(b, *(v[:, None] for v in signal.values(*theta.T)))
     y = noise.draw_signal(rng, curve, S0, np.full(V, study.noise_factor * sigma), averages)
@@ -331,7 +335,7 @@ def _draw_once(study: _Study, rng: np.random.Generator) -> tuple[dict[str, float
         "mu": mu[None], "sd": sd[None], "correlation": correlation[None], "theta": theta[None, :1],
         "sigma": np.array([sigma]), "S0_roi": np.array([S0_roi]), "S0_sd": np.array([S0_sd]),
         "log_likelihood": np.array([density.sum()]),
-    }  # fmt: skip
+    } | second  # fmt: skip
     return {name: float(value[0]) for name, value in _named(drawn, spec).items()}, y
 
 
@@ -387,7 +391,9 @@ def _named(drawn: dict[str, np.ndarray], spec: ModelSpec) -> dict[str, np.ndarra
     found |= {
         f"correlation[{names[i]}:{names[j]}]": drawn["correlation"][:, n] for n, (i, j) in enumerate(pairs(P))
     }
-    found |= {name: drawn[name] for name in ("sigma", "S0_roi", "S0_sd")}
+    found |= {name: drawn[name] for name in ("sigma", "S0_roi", "S0_sd", "second_share") if name in drawn}
+    if "second_shift" in drawn:
+        found |= {f"second_shift[{p}]": drawn["second_shift"][:, i] for i, p in enumerate(names)}
     of_voxel = signal.values(*drawn["theta"][:, 0].T)
     found |= {f"{p}[0]": v for p, v in zip(names, of_voxel, strict=True)}
     return found | {"log_likelihood": drawn["log_likelihood"]}

@@ -9,6 +9,7 @@ import xarray as xr
 from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import noise_constant, split_draws
 from ivimbayes.noise import NOISES
+from ivimbayes.second import add_second, draw_second_prior, second_probability
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, sigma_scale
@@ -114,6 +115,11 @@ def _of_chain(
     if pooled:
         correlation = correlations(raw["partial"], len(signal.parameters))
         hyper |= {"mu": raw["mu"], "sd": raw["sd"], "correlation": correlation}
+        if spec.population == "mixture":
+            second = {name: raw[name] for name in ("second_share", "second_shift")}
+            inside = second_probability(raw["theta"], raw["mu"], raw["sd"], correlation, *second.values())
+            hyper |= second
+            by_voxel["second_probability"] = shorten(inside)
     else:  # one curve has no spread
         hyper |= {"mu": raw["theta"][:, 0], **_no_spread(len(S0), len(signal.parameters))}
     log_likelihood = {"signal": shorten(raw["log_likelihood"] + unit)}
@@ -132,6 +138,9 @@ def _prior(
 ) -> tuple[Arrays, np.ndarray]:
     """Draws of the region's prior, and signals of its voxels under some of them, in signal units."""
     drawn = draw_region_prior(spec.prior, PRIOR_DRAWS, rng, spec.eta, spec.signal)
+    mixed = pooled and spec.population == "mixture"
+    if mixed:
+        drawn |= draw_second_prior(drawn["sd"], rng)
     P = drawn["mu"].shape[1]
     averages = voxels["averages"].values
     sigma = np.abs(sigma_scale(averages) * rng.standard_normal(PRIOR_DRAWS))
@@ -143,6 +152,8 @@ def _prior(
     signal, V, predictive = SIGNALS[spec.signal], voxels.sizes["voxel"], []
     for d in range(PRIOR_PREDICTIVE_DRAWS):
         theta = draw_theta(drawn["mu"][d], Sigma[d], V, rng, spec.population, spec.nu)
+        if mixed:
+            theta = add_second(theta, drawn["second_share"][d], drawn["second_shift"][d], rng)
         curve = signal.curve(voxels["b"].values, *(v[:, None] for v in signal.values(*theta.T)))
         S0 = S0_roi[d] + S0_sd[d] * rng.standard_normal(V)
         predictive.append(NOISES[spec.noise].draw_signal(rng, curve, S0, np.full(V, sigma[d]), averages))
@@ -163,13 +174,17 @@ def _coords(voxels: xr.Dataset, spec: ModelSpec) -> dict[str, Any]:
 DIMS = {
     **dict.fromkeys((*(p for p in PARAMETERS if p != "sigma"),), ("voxel",)),
     **dict.fromkeys((*(f"{p}_roi" for p in PARAMETERS), "sigma", "S0_sd"), ("roi",)),
-    "signal": ("voxel", "measurement"),
-    **dict.fromkeys(("mu", "sd"), ("roi", "parameter")), "correlation": ("roi", "pair"),
+    "signal": ("voxel", "measurement"), "second_probability": ("voxel",),
+    **dict.fromkeys(("mu", "sd", "second_shift"), ("roi", "parameter")), "correlation": ("roi", "pair"),
+    "second_share": ("roi",),
 }  # fmt: skip
 LONG_NAMES = {
     "mu": "mean of theta, the signal's unbounded parameters, in the region",
     "sd": "scale of theta between voxels (its standard deviation, if the population is normal)",
     "correlation": "correlation of theta between voxels",
+    "second_probability": "probability that the voxel is of the second population",
+    "second_share": "share of the region's voxels in the second population",
+    "second_shift": "mean of theta in the second population less that of the first",
     "S0_roi": "mean S0 of the region",
     "S0_sd": "standard deviation of S0 between voxels",
     "signal": "diffusion-weighted signal",

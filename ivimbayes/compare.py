@@ -17,7 +17,7 @@ from ivimbayes.summary import diagnose
 
 DRAWS, VOXELS = 2000, 50  # draws of a fit, voxels at a time
 CLEAR_SE, CLEAR_ELPD = 2.0, 4.0  # of smaller differences the error is not normal (Sivula 2025)
-POPULATION_NAMES = {"normal": "normal", "student_t": "Student-t"}
+POPULATION_NAMES = {"normal": "normal", "student_t": "Student-t", "mixture": "mixed"}
 FEW = 100  # measurements, below which standard errors are rough (Sivula 2025)
 GOOD_K = 0.7  # with fewer than 2150 draws 1 - 1 / log10(draws) (Vehtari 2024)
 ROUGH = 0.05  # share of measurements

@@ -2,11 +2,11 @@
 """Log-density of a region in its sampling space, and the gradient, compiled once on a machine.
 
 The density is that of `build_model`, in the same unconstrained coordinates: mu, ln sd, logit of the partial
-correlations, S0_roi, ln S0_sd, ln sigma, and z of every voxel (see `Informed`); of a mean curve ln sigma and
-z. Latent of a voxel are its P parameters theta and, where the noise does not let S0 be integrated out, S0,
-whose population is independent of theta's: Q in all. The gradient is written by hand. Voxels lie on the last
-axis of every array, up to `LANES` in a block, so that the inner loops vectorise; the voxels that fill the
-last block count for nothing.
+correlations, S0_roi, ln S0_sd, ln sigma, of a mixture also logit share and shift over sd, and z of every
+voxel (see `Informed`); of a mean curve ln sigma and z. Latent of a voxel are its P parameters theta and,
+where the noise does not let S0 be integrated out, S0, whose population is independent of theta's: Q in all.
+The gradient is written by hand. Voxels lie on the last axis of every array, up to `LANES` in a block, so that
+the inner loops vectorise; the voxels that fill the last block count for nothing.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
+from scipy.special import expit
 
 from ivimbayes.correlation import beta_shapes
 from ivimbayes.lanes import B_DIGITS, KEEP, allocating_jit, jit, step_table
@@ -32,7 +33,7 @@ from ivimbayes.likelihood import (
 )
 from ivimbayes.noise import NOISES
 from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 from ivimbayes.triangles import (
     cholesky,
     cholesky_adjoint,
@@ -68,6 +69,8 @@ class Region(NamedTuple):
         Number of measurements of a voxel before merging.
     nu : float
         Degrees of freedom of a Student-t population; 0 for a normal one.
+    mixed : float
+        1 for a mixture of two normal populations.
     constant : float
         What the density adds that depends on no parameter.
     sigma_scale : float
@@ -102,6 +105,7 @@ class Region(NamedTuple):
     pooled: float
     measurements: float
     nu: float
+    mixed: float
     constant: float
     sigma_scale: float
     S0: Array
@@ -123,7 +127,7 @@ class Region(NamedTuple):
     shift: Array
 
 
-HEAD = 16  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and the five numbers after it in `Region`
+HEAD = 17  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and the six numbers after it in `Region`
 
 
 def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel") -> Array:
@@ -148,8 +152,8 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     shapes = beta_shapes(spec.eta, P)
     head = [
         0, lanes, V, P, len(b), steps.shape[1], Q, NOISE_KINDS.index(spec.noise), *form,
-        pooled, n.shape[1], spec.nu if heavy else 0, _constant(data, spec, pooled, heavy),
-        data["sigma_scale"],
+        pooled, n.shape[1], spec.nu if heavy else 0, pooled and spec.population == "mixture",
+        _constant(data, spec, pooled, heavy), data["sigma_scale"],
     ]  # fmt: skip
     root = np.sqrt(weight)
     by_voxel = (root * mean, root, within, np.ones(V), data["Lambda"], data["eta"])
@@ -200,6 +204,9 @@ def _constant(data: Mapping[str, Array], spec: ModelSpec, pooled: bool, heavy: b
         total += P * half_normal - np.log(data["spread"]).sum()
         total -= sum(2 * math.lgamma(a) - math.lgamma(2 * a) for a in beta_shapes(spec.eta, P))
         total += half_normal - math.log(S0_SD) - math.log(S0_MEAN_SD) - 0.5 * LN_2PI
+    if pooled and spec.population == "mixture":
+        total += math.lgamma(sum(SECOND_SHAPES)) - sum(math.lgamma(a) for a in SECOND_SHAPES)
+        total -= P * (math.log(SECOND_SHIFT) + 0.5 * LN_2PI)
     return total
 
 
@@ -233,6 +240,7 @@ def _unpack(block):
         block[13],
         block[14],
         block[15],
+        block[16],
         block[HEAD : HEAD + 3],
         block[o0 : o0 + P],
         block[o0 + P : o0 + 2 * P],
@@ -285,15 +293,19 @@ def _read_z(x, start, count, z):
 
 @allocating_jit
 def _hyperparameters(x, region):
-    """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma) and the number of coordinates they take."""
+    """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma), (share, shift) and where z begins."""
     P, pairs = region.centre.size, region.shapes.size
     three = np.empty(3)
     if region.pooled == 0.0:
         three[0], three[1], three[2] = region.S0[0], region.S0[1], math.exp(x[0])
-        return region.centre, region.width, np.zeros(pairs), three, 1
+        return region.centre, region.width, np.zeros(pairs), three, np.zeros(1 + P), 1
     h = 2 * P + pairs
     three[0], three[1], three[2] = x[h], math.exp(x[h + 1]), math.exp(x[h + 2])
-    return x[:P], np.exp(x[P : 2 * P]), np.tanh(0.5 * x[2 * P : h]), three, h + 3
+    sd, second = np.exp(x[P : 2 * P]), np.zeros(1 + P)
+    if region.mixed != 0.0:
+        second[0], second[1:] = 1.0 / (1.0 + math.exp(-x[h + 3])), sd * x[h + 4 : h + 4 + P]
+    first = h + 3 + (1 + P if region.mixed != 0.0 else 0)
+    return x[:P], sd, np.tanh(0.5 * x[2 * P : h]), three, second, first
 
 
 @jit
@@ -321,8 +333,12 @@ def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve,
 
 
 @jit
-def _population(theta, mu, S, P, nu, present, d, Sd, theta_bar, mu_sum, S_sum, total, work):
-    """Density of theta, and S0 after it, given the population; adjoints added."""
+def _population(theta, mu, S, P, nu, mixed, second, present, d, Sd, theta_bar, mu_sum, S_sum, total, work):
+    """Density of theta, and S0 after it, given the population; adjoints added.
+
+    Of a mixture ``second`` is (share, shift, Sigma⁻¹ shift); the adjoints of logit share and shift go into
+    the last rows of ``mu_sum``.
+    """
     Q, lanes = theta.shape
     q, weight = work[0], work[1]
     for i in range(Q):
@@ -348,6 +364,8 @@ def _population(theta, mu, S, P, nu, present, d, Sd, theta_bar, mu_sum, S_sum, t
             total[w] -= present[w] * 0.5 * q[w]
         for w in range(lanes):
             weight[w] = present[w]
+    if mixed != 0.0:
+        _mix(P, second, present, d, Sd, mu_sum[Q:], S_sum, total, work)
     for i in range(P, Q):
         for w in range(lanes):
             Sd[i, w] = S[i, i] * d[i, w]
@@ -365,8 +383,40 @@ def _population(theta, mu, S, P, nu, present, d, Sd, theta_bar, mu_sum, S_sum, t
                 S_sum[i, j, w] -= 0.5 * weight[w] * d[i, w] * d[j, w]
 
 
+@jit
+def _mix(P, second, present, d, Sd, second_sum, S_sum, total, work):
+    """Add to a normal density what a second one about a mean apart gives; Sd becomes that of both.
+
+    With r the probability that a voxel is of the second, the gradient is that of a normal whose residual is
+    d less r times the shift.
+    """
+    share, lanes = second[0], Sd.shape[1]
+    shift, Sshift, r = second[1 : 1 + P], second[1 + P :], work[0]
+    base = math.log(share) - math.log1p(-share)
+    for i in range(P):
+        base -= 0.5 * shift[i] * Sshift[i]
+    for w in range(lanes):
+        r[w] = base
+    for i in range(P):
+        for w in range(lanes):
+            r[w] += shift[i] * Sd[i, w]
+    for w in range(lanes):
+        odds = math.exp(-abs(r[w]))
+        total[w] += present[w] * (math.log1p(-share) + max(r[w], 0.0) + math.log1p(odds))
+        r[w] = (1.0 if r[w] > 0.0 else odds) / (1.0 + odds)
+        second_sum[0, w] += present[w] * (r[w] - share)
+    for i in range(P):
+        for w in range(lanes):
+            second_sum[1 + i, w] += present[w] * r[w] * (Sd[i, w] - Sshift[i])
+            Sd[i, w] -= r[w] * Sshift[i]
+        for j in range(i + 1):
+            for w in range(lanes):
+                cross = d[i, w] * shift[j] + shift[i] * d[j, w] - shift[i] * shift[j]
+                S_sum[i, j, w] += 0.5 * present[w] * r[w] * cross
+
+
 @allocating_jit
-def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_bar):
+def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, three_bar, second_bar):
     """Sum the voxels' densities; set the gradient in z, add adjoints of the hyperparameters."""
     lanes = region.present.shape[1]
     P, Q, M = region.centre.size, mu.size, region.b.size
@@ -379,9 +429,11 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
     F, F_bar, R, X, S_sum = squares[0], squares[1], squares[2], squares[3], squares[4]
     inverse, a, u, z, theta = triples[0], triples[1], triples[2], triples[3], triples[4]
     theta_bar, y_bar, e_bar, d, Sd = triples[5], triples[6], triples[7], triples[8], triples[9]
-    curves, sums = np.empty((2, M, lanes)), np.zeros((4 + 2 * Q, lanes))
+    curves, sums = np.empty((2, M, lanes)), np.zeros((4 + 2 * Q + 1 + P, lanes))
     curve, curve_bar = curves[0], curves[1]
     bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q :]
+    extended = np.empty(1 + 2 * P)
+    extended[: 1 + P], extended[1 + P :] = second, product(S[:P, :P], second[1:].copy().reshape((P, 1)))[:, 0]
     work = np.empty((10, lanes))
     q = work[8]
     S_sum[:] = 0.0
@@ -395,7 +447,8 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
             region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, theta_bar
         )  # fmt: skip
         _population(
-            theta, mu, S, P, region.nu, present, d, Sd, theta_bar, mu_sum, S_sum, bars[3], work[8:]
+            theta, mu, S, P, region.nu, region.mixed, extended, present, d, Sd, theta_bar, mu_sum, S_sum,
+            bars[3], work[8:],
         )  # fmt: skip
         # determinants: of theta(z), and of the noise
         for w in range(lanes):
@@ -424,6 +477,8 @@ def _voxels(x, first, gradient, region, mu, L, S, three, S_bar, mu_bar, three_ba
                     S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
             for w in range(lanes):
                 e_sum[i, w] += present[w] * e_bar[i, w]
+    for i in range(1 + P):
+        second_bar[i] = mu_sum[Q + i].sum()
     total = -V * _noise_logs(region) * math.log(variance)
     for w in range(lanes):
         total += bars[3, w]
@@ -468,6 +523,18 @@ def _population_of(mu, sd, r, three, Q):
     return means, L, inverse_gram(L)
 
 
+@jit
+def _second_prior(apart, second, second_bar, sd, gradient):
+    """Prior of logit share and of the shift over sd; their gradient set."""
+    a, b, share = SECOND_SHAPES[0], SECOND_SHAPES[1], second[0]
+    total = a * math.log(share) + b * math.log1p(-share)
+    gradient[0] = second_bar[0] + a - (a + b) * share
+    for i in range(sd.size):
+        total -= 0.5 * (apart[i] / SECOND_SHIFT) ** 2
+        gradient[1 + i] = second_bar[1 + i] * sd[i] - apart[i] / SECOND_SHIFT**2
+    return total
+
+
 @allocating_jit
 def log_density(x, gradient, block):
     """Log-density of a region and its gradient.
@@ -487,21 +554,24 @@ def log_density(x, gradient, block):
     """
     region = _unpack(block)
     P, pairs, V = region.centre.size, region.shapes.size, region.voxels
-    mu, sd, r, three, first = _hyperparameters(x, region)
+    mu, sd, r, three, second, first = _hyperparameters(x, region)
     Q = region.shift.shape[1]
     means, L, S = _population_of(mu, sd, r, three, Q)
-    S_bar, mu_bar, three_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(3)
+    S_bar, mu_bar, three_bar, second_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(3), np.zeros(1 + P)
     total = region.constant
-    total += _voxels(x, first, gradient, region, means, L, S, three, S_bar, mu_bar, three_bar)
+    total += _voxels(
+        x, first, gradient, region, means, L, S, three, second, S_bar, mu_bar, three_bar, second_bar
+    )
     for i in range(P, Q):  # S0: its mean, and its variance from the inverse variance
         three_bar[0] += mu_bar[i]
         three_bar[1] += -S_bar[i, i] * S[i, i] * S[i, i] - 0.5 * V * S[i, i]
     sigma = three[2] / region.sigma_scale
     total += math.log(three[2]) - 0.5 * sigma**2
-    gradient[first - 1] = 2 * three[2] ** 2 * three_bar[2] + 1 - sigma**2
+    h = 2 * P + pairs
+    at_sigma = h + 2 if region.pooled != 0.0 else 0
+    gradient[at_sigma] = 2 * three[2] ** 2 * three_bar[2] + 1 - sigma**2
     if region.pooled == 0.0:
         return total
-    h = 2 * P + pairs
     from_mean, spread = (three[0] - region.S0[0]) / region.S0[1], three[1] / region.S0[2]
     total += x[h + 1] - 0.5 * (from_mean**2 + spread**2)
     gradient[h] = three_bar[0] - from_mean / region.S0[1]
@@ -511,6 +581,10 @@ def log_density(x, gradient, block):
         total += x[P + i] - 0.5 * (from_mean**2 + spread**2)
         gradient[i] = mu_bar[i] - from_mean / region.width[i]
         gradient[P + i] = 1 - spread**2
+    if region.mixed != 0.0:
+        total += _second_prior(x[h + 4 : first], second, second_bar, sd, gradient[h + 3 : first])
+        for i in range(P):
+            gradient[P + i] += second_bar[1 + i] * second[1 + i]
     for n in range(pairs):
         size = abs(x[2 * P + n])
         total -= region.shapes[n] * (size + 2 * math.log1p(math.exp(-size)))
@@ -546,7 +620,7 @@ def _of_draws(x, block):
     shape = make_shape(region.form, M, region.steps.size, lanes)
     curves, work, bars = np.empty((2, M, lanes)), np.empty((8, lanes)), np.zeros((4, lanes))
     for n in range(x.shape[0]):
-        mu, sd, r, three, first = _hyperparameters(x[n], region)
+        mu, sd, r, three, _, first = _hyperparameters(x[n], region)
         S0_variance, variance = three[1] ** 2, three[2] ** 2
         means, _, S = _population_of(mu, sd, r, three, Q)
         shift = product(S, means.reshape((Q, 1)))[:, 0]
@@ -586,7 +660,8 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     -------
     dict of str to ndarray
         ``theta`` (..., voxel, parameter), ``sigma``, ``S0_roi`` and ``S0_sd`` (...); of a population also
-        ``mu``, ``sd`` (..., parameter) and ``partial`` correlations (..., pair). ``log_likelihood``, and the
+        ``mu``, ``sd`` (..., parameter) and ``partial`` correlations (..., pair), and of a mixture
+        ``second_share`` (...) and ``second_shift`` (..., parameter). ``log_likelihood``, and the
         mean ``S0_mean`` and standard deviation ``S0_scale`` of S0 given the rest (0 where S0 is sampled), all
         (..., voxel); the log-likelihood lacks `noise_constant`.
     """
@@ -604,6 +679,9 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
         fixed = {"S0_roi": np.full(lead, S0_MEAN), "S0_sd": np.full(lead, S0_MEAN_SD)}
         return drawn | fixed | {"sigma": np.exp(x[..., 0])}
     h = 2 * P + P * (P - 1) // 2
+    if block[14]:
+        shift = np.exp(x[..., P : 2 * P]) * x[..., h + 4 : h + 4 + P]
+        drawn |= {"second_share": expit(x[..., h + 3]), "second_shift": shift}
     return drawn | {
         "mu": x[..., :P], "sd": np.exp(x[..., P : 2 * P]), "partial": np.tanh(0.5 * x[..., 2 * P : h]),
         "S0_roi": x[..., h], "S0_sd": np.exp(x[..., h + 1]), "sigma": np.exp(x[..., h + 2]),
@@ -642,5 +720,5 @@ def callbacks() -> tuple[Any, Any]:
 
 def coordinates(block: Array) -> int:
     """Count the unconstrained coordinates of a region."""
-    V, P, Q, pooled = int(block[2]), int(block[3]), int(block[6]), bool(block[11])
-    return V * Q + (2 * P + P * (P - 1) // 2 + 3 if pooled else 1)
+    V, P, Q, pooled, mixed = int(block[2]), int(block[3]), int(block[6]), bool(block[11]), bool(block[14])
+    return V * Q + (2 * P + P * (P - 1) // 2 + 3 + mixed * (1 + P) if pooled else 1)

@@ -60,11 +60,11 @@ def _model(tree: xr.DataTree, spec: ModelSpec) -> str:
     signal = SIGNALS[spec.signal]
     noise = f"{NOISES[spec.noise].long_name} noise"
     noise += " with S0 integrated out" if NOISES[spec.noise].marginal else " with S0 of each voxel sampled"
-    population = (
-        "normally distributed"
-        if spec.population == "normal"
-        else f"Student-t distributed ({spec.nu:g} degrees of freedom)"
-    )
+    population = {
+        "normal": "normally distributed",
+        "student_t": f"Student-t distributed ({spec.nu:g} degrees of freedom)",
+        "mixture": "distributed as a mixture of two normals of one covariance, the larger of which lies",
+    }[spec.population]
     links = ", ".join(signal.links)
     return (
         f"The {signal.long_name} model {signal.equation} was fitted with {noise} to all voxels of a "

@@ -12,7 +12,7 @@ from pymc.logprob.transforms import Transform
 from ivimbayes.correlation import beta_shapes, correlation_cholesky, pairs
 from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 
 
 def _solve_lower(L: Any, d: list[Any]) -> list[Any]:
@@ -104,10 +104,11 @@ class Informed(Transform):
 
 def _population(population: str, nu: float, size: int, latent: int) -> tuple[Any, Any]:
     """Log-density and sampler of `size` parameters given the region, and of a normal S0 if latent."""
-    heavy = population == "student_t"
+    heavy, mixed = population == "student_t", population == "mixture"
     constant = math.lgamma((nu + size) / 2) - math.lgamma(nu / 2) - size / 2 * math.log(nu * math.pi)
 
-    def logp(theta: Any, mu: Any, L: Any, Lambda: Any, eta: Any) -> Any:
+    def logp(theta: Any, *parents: Any) -> Any:
+        mu, L = parents[-4:-2]
         every = range(latent)
         rows = [[L[..., i, j] for j in range(i + 1)] for i in every]
         u = _solve_lower(rows, [theta[..., i] - mu[..., i] for i in every])
@@ -115,17 +116,28 @@ def _population(population: str, nu: float, size: int, latent: int) -> tuple[Any
         density = -0.5 * q - size / 2 * np.log(2 * np.pi)
         if heavy:
             density = constant - 0.5 * (nu + size) * pt.log1p(q / nu)
+        if mixed:
+            share, shift = parents[:2]
+            moved = [theta[..., i] - mu[..., i] - shift[..., i] for i in range(size)]
+            apart = sum(v**2 for v in _solve_lower(rows, moved))
+            density = pt.logaddexp(pt.log1p(-share) - 0.5 * q, pt.log(share) - 0.5 * apart)
+            density -= size / 2 * np.log(2 * np.pi)
         density -= sum(0.5 * u[i] ** 2 + 0.5 * np.log(2 * np.pi) for i in every if i >= size)
         return density - sum(pt.log(rows[i][i]) for i in every)
 
     parameters = size
 
-    def random(mu: Any, L: Any, Lambda: Any, eta: Any, rng: np.random.Generator, size: Any) -> np.ndarray:
+    def random(*parents: Any, rng: np.random.Generator, size: Any) -> np.ndarray:
+        mu, L, _, eta = parents[-4:]
         shape = np.shape(eta)[:-1] if size is None else tuple(np.atleast_1d(size))
         z = rng.standard_normal((*shape, latent))
         if heavy:
             z[..., :parameters] /= np.sqrt(rng.chisquare(nu, (*shape, 1)) / nu)
-        return np.asarray(mu + np.einsum("...ij,...j->...i", L, z))
+        theta = np.asarray(mu + np.einsum("...ij,...j->...i", L, z))
+        if mixed:
+            share, shift = parents[:2]
+            theta[..., :parameters] += (rng.random(shape) < share)[..., None] * shift
+        return theta
 
     return logp, random
 
@@ -183,14 +195,16 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
     -------
     pm.Model
         Free variables ``mu``, ``sd`` (parameter), ``unit_partial`` (pair), ``sigma``, ``S0_roi``, ``S0_sd``,
-        ``theta`` (voxel, latent); deterministic: the signal's parameters, such as ``f``, ``D``, ``D_star``
-        (voxel); observed ``signal`` (voxel, measurement).
+        of a mixture ``second_share`` and ``second_apart`` (parameter), ``theta`` (voxel, latent);
+        deterministic: the signal's parameters, such as ``f``, ``D``, ``D_star`` (voxel); observed ``signal``
+        (voxel, measurement).
 
     Notes
     -----
     theta ~ Normal or Student-t(mu, diag(sd) C diag(sd)), C ~ LKJ(eta), in the signal's unbounded parameters
-    (`Signal.links`). S0 of a voxel is Normal(S0_roi, S0_sd²): integrated out of ``signal`` if the noise is
-    Gaussian, else the last of ``theta``.
+    (`Signal.links`). In a mixture a share of the voxels, Beta(1, 9), is normal about mu + sd apart with the
+    same covariance; apart ~ Normal(0, 4²). S0 of a voxel is Normal(S0_roi, S0_sd²): integrated out of
+    ``signal`` if the noise is Gaussian, else the last of ``theta``.
     """
     signal, noise = SIGNALS[spec.signal], NOISES[spec.noise]
     (size, K), P, Q = data["observed"].shape, len(signal.parameters), len(spec.latent)
@@ -219,13 +233,18 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             mu, L = d["centre"], pt.diag(d["width"])
             S0_mean, S0_sd = pt.constant(S0_MEAN), pt.constant(S0_MEAN_SD)
         sigma = pm.HalfNormal("sigma", d["sigma_scale"])
+        second: tuple[Any, ...] = ()
+        if level == "voxel" and spec.population == "mixture":
+            share = pm.Beta("second_share", *SECOND_SHAPES)
+            second = (share, sd * pm.Normal("second_apart", 0, SECOND_SHIFT, dims="parameter"))
         if not noise.marginal:
             mu = pt.concatenate([mu, S0_mean[None]])
             L = pt.set_subtensor(pt.zeros((Q, Q))[:P, :P], L)
             L = pt.set_subtensor(L[P, P], S0_sd)
         theta = pm.CustomDist(
-            "theta", mu, L, d["Lambda"], d["eta"],
-            logp=population_logp, random=population_random, signature="(p),(p,q),(p,q),(p)->(p)",
+            "theta", *second, mu, L, d["Lambda"], d["eta"],
+            logp=population_logp, random=population_random,
+            signature=("(),(r)," if second else "") + "(p),(p,q),(p,q),(p)->(p)",
             dims=("voxel", "latent"), default_transform=Informed(Q),
         )  # fmt: skip
         values = signal.values(*(theta[:, i] for i in range(P)), exp=pt.exp)

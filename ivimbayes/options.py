@@ -67,7 +67,7 @@ Signal = Annotated[
 ]
 Noise = Annotated[str, typer.Option("--noise", help="Noise of the signals: gaussian, rician, student_t.")]
 Population = Annotated[
-    str, typer.Option("--population", help="Voxels around their region: normal, student_t.")
+    str, typer.Option("--population", help="Voxels around their region: normal, student_t, mixture.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 

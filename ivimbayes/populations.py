@@ -66,6 +66,7 @@ class Population:
 
 def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
     """Find the population of each label of the scan."""
+    spec = ModelSpec.from_json(fit.attrs["spec"])
     posterior = fit["posterior"].to_dataset()
     fitted = posterior["roi"].values.tolist()
     verdicts = {name: d.verdict for name, d in diagnose(fit, voxels=False).items()}
@@ -86,7 +87,6 @@ def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population
     result = {}
     for label, name in names.items():
         chosen = [name] if name in fitted else [r for r in fitted if verdicts[r] != "failed"] or fitted
-        spec = ModelSpec.from_json(fit.attrs["spec"])
         shrink = (spec.nu - 2) / spec.nu if spec.population == "student_t" else 1.0  # of covariance to scale
         drawn = _pool([_population(fit, posterior, roi) for roi in chosen], shrink)
         worst = max((verdicts[r] for r in chosen), key=("converged", "doubtful", "failed").index)

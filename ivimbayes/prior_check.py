@@ -11,6 +11,7 @@ import xarray as xr
 from ivimbayes.correlation import covariance
 from ivimbayes.errors import InputError
 from ivimbayes.priors import TissuePrior
+from ivimbayes.second import add_second, draw_second_prior
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
 from ivimbayes.spec import ModelSpec, region_priors
@@ -161,6 +162,9 @@ def _expected(
     z = draw_theta(np.zeros(P), np.eye(P), draws, rng, spec.population, spec.nu)
     L = np.linalg.cholesky(covariance(drawn["sd"], drawn["correlation"]) + 1e-12 * np.eye(P))
     theta = drawn["mu"] + np.einsum("dij,dj->di", L, z)
+    if spec.population == "mixture":
+        second = draw_second_prior(drawn["sd"], rng)
+        theta = add_second(theta, second["second_share"], second["second_shift"], rng)
     region, voxel = (_relative(b, x, spec.signal) for x in (drawn["mu"], theta))
     region = region + error * rng.standard_normal(region.shape)
     values = np.stack([drawn[f"{name}_roi"] for name in signal.parameters], axis=-1)

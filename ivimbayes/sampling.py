@@ -26,6 +26,7 @@ from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol import require_protocol
+from ivimbayes.second import Second, find_second
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
 from ivimbayes.storage import read_tree, write_tree
@@ -71,6 +72,7 @@ class RegionTask:
     scale: float
     starts: tuple[Population, ...]
     block: np.ndarray
+    seconds: tuple[Second, ...] = ()
 
     @property
     def level(self) -> str:
@@ -191,7 +193,9 @@ def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float)
     """Find the modes of a region, whose signals are divided by `scale`, and pack its data."""
     starts = _starts(voxels, spec, scale)
     block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
-    return RegionTask(name, voxels, spec, scale, starts, block)
+    mixed = spec.population == "mixture" and voxels.attrs["level"] == "voxel"
+    seconds = find_second(starts[0], spec) if mixed else ()
+    return RegionTask(name, voxels, spec, scale, starts, block, seconds)
 
 
 def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Population, ...]:
@@ -381,12 +385,19 @@ def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.n
         centre = np.linalg.solve(A, precision @ mean + best.shift[0])
         z = z + np.linalg.cholesky(A).T @ (location - centre)
         return np.concatenate([[ln_sigma], z.ravel()])
+    centre, second = mode.mean, np.zeros(0)
+    if task.seconds:  # one of these instead of the mode, whose spread holds both populations
+        found = task.seconds[chain % len(task.seconds)]
+        centre, sd = found.mean, np.sqrt(np.diag(found.covariance))
+        logit = np.log(found.share / (1 - found.share)) + 0.3 * rng.standard_normal()
+        second = np.append(logit, found.shift / sd + 0.5 * rng.standard_normal(len(sd)))
     return np.concatenate(
         [
-            mode.mean + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(len(sd)),
+            centre + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(len(sd)),
             np.log(sd) + 0.3 * rng.standard_normal(len(sd)),
             0.3 * rng.standard_normal(len(sd) * (len(sd) - 1) // 2),
             [np.mean(mode.S0), np.log(np.std(mode.S0) + 0.02), ln_sigma],
+            second,
             z.ravel(),
         ]
     )

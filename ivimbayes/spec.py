@@ -14,7 +14,8 @@ from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors, tissue_prior
 from ivimbayes.signals import SIGNALS
 
-POPULATIONS = ("normal", "student_t")
+POPULATIONS = ("normal", "student_t", "mixture")
+SECOND_SHAPES, SECOND_SHIFT = (1.0, 9.0), 4.0  # Beta shapes of its share; scale of its shift over sd
 S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE = 1.0, 0.5, 0.5, 0.2  # of a region scaled to a median S0 near 1
 
 
@@ -28,9 +29,10 @@ class ModelSpec:
         A name in `SIGNALS`.
     noise : str
         A name in `NOISES`.
-    population : {"normal", "student_t"}
-        Distribution of the voxels around the region. Student-t shrinks voxels that differ from the rest,
-        such as a lesion's, less.
+    population : {"normal", "student_t", "mixture"}
+        Distribution of the voxels around the region. Student-t shrinks single voxels that differ from the
+        rest less. The mixture is of two normals with one covariance, the smaller about a mean of its own, to
+        which voxels that differ alike, such as a lesion's, are shrunk.
     nu : float
         Degrees of freedom of the Student-t population, above 2.
     eta : float

@@ -157,6 +157,8 @@ def posterior_maps(
 def why_not_mapped(fit: xr.DataTree, noise: str | None = None) -> str:
     """Say why a fit cannot be mapped, in words; empty where it can."""
     spec = ModelSpec.from_json(fit.attrs["spec"])
+    if spec.population == "mixture":
+        return "maps are of a normal or student_t population, the fit's is a mixture"
     if spec.signal != "biexponential":
         return f"maps are of the biexponential signal, the fit's is {spec.signal}"
     if noise is None and spec.noise not in NOISES:

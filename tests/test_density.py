@@ -21,7 +21,12 @@ from ivimbayes.spec import ModelSpec, model_data
 from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to rounding, and unsorted
-CASES = [("normal", "voxel"), ("student_t", "voxel"), ("normal", "mean")]
+CASES = [
+    ("normal", "voxel"),
+    ("student_t", "voxel"),
+    ("mixture", "voxel"),
+    ("normal", "mean"),
+]
 MORE = [
     ("student_t", "voxel", "monoexponential", "rician"),
     ("normal", "mean", "simplified", "student_t"),
@@ -49,7 +54,7 @@ def region(
     return {**data, "averages": data["averages"] * often}, spec
 
 
-def points(data: dict[str, np.ndarray], level: str, count: int) -> np.ndarray:
+def points(data: dict[str, np.ndarray], level: str, count: int, population: str = "normal") -> np.ndarray:
     """Coordinates from the bulk of the posterior to far outside it."""
     rng = np.random.default_rng(7)
     P = len(data["centre"])
@@ -57,6 +62,7 @@ def points(data: dict[str, np.ndarray], level: str, count: int) -> np.ndarray:
     middle = [-3.0]
     if level == "voxel":
         middle = [*data["centre"], *np.log(data["spread"]), *partial, 1, -2, -3]
+        middle += [-2, *np.full(P, 0.3)] if population == "mixture" else []
     x = np.concatenate([middle, np.zeros(data["eta"].size)])
     return x + np.linspace(0.1, 3, count)[:, None] * rng.standard_normal((count, x.size))
 
@@ -70,7 +76,7 @@ def test_density_and_gradient_are_those_of_pymc(population: str, level: str, sig
     reference = model.logp_dlogp_function(ravel_inputs=True)
     reference.set_extra_values({})
     assert coordinates(block) == sum(v.size for v in model.initial_point().values())
-    for x in points(data, level, 5):
+    for x in points(data, level, 5, population):
         expected, slope = reference(x)
         found = np.empty_like(x)
         assert log_density(x, found, block) == pytest.approx(float(expected), rel=1e-10, abs=1e-7)
@@ -81,7 +87,8 @@ def written_out(x: np.ndarray, data: dict[str, np.ndarray], spec: ModelSpec) -> 
     """The log-density of a pooled region in plain numpy and scipy, voxel by voxel."""
     P, V, Q = len(data["centre"]), *data["eta"].shape
     pairs = P * (P - 1) // 2
-    mu, ln_sd, raw, (S0, ln_S0_sd, ln_sigma), z = np.split(x, np.cumsum([P, P, pairs, 3]))
+    more = 1 + P if spec.population == "mixture" else 0
+    mu, ln_sd, raw, (S0, ln_S0_sd, ln_sigma), second, z = np.split(x, np.cumsum([P, P, pairs, 3, more]))
     sd, S0_sd, sigma, unit = np.exp(ln_sd), np.exp(ln_S0_sd), np.exp(ln_sigma), expit(raw)
     total = norm(data["centre"], data["width"]).logpdf(mu).sum() + norm(1, 0.5).logpdf(S0)
     total += (halfnorm(scale=data["spread"]).logpdf(sd) + ln_sd).sum()
@@ -95,12 +102,20 @@ def written_out(x: np.ndarray, data: dict[str, np.ndarray], spec: ModelSpec) -> 
     population = multivariate_normal(mu, Sigma[:P, :P])
     if spec.population == "student_t":
         population = multivariate_t(mu, Sigma[:P, :P], df=spec.nu)
+    if more:
+        share, shift = expit(second[0]), sd * second[1:]
+        apart = multivariate_normal(mu + shift, Sigma[:P, :P])
+        total += beta(1, 9).logpdf(share) + np.log(share * (1 - share))
+        total += norm(0, 4).logpdf(second[1:]).sum()
     model, noise = SIGNALS[spec.signal], NOISES[spec.noise]
     for v in range(V):
         A = inverse + data["Lambda"][v]
         latent = np.linalg.solve(A, inverse @ mean + data["eta"][v])
         latent = latent + np.linalg.solve(np.linalg.cholesky(A).T, z[v * Q : (v + 1) * Q])
-        total += population.logpdf(latent[:P]) - 0.5 * np.linalg.slogdet(A)[1]
+        density = population.logpdf(latent[:P])
+        if more:
+            density = np.logaddexp(np.log1p(-share) + density, np.log(share) + apart.logpdf(latent[:P]))
+        total += density - 0.5 * np.linalg.slogdet(A)[1]
         curve = model.curve(data["b"].round(6), *model.values(*latent[:P]))
         y, n, s = data["observed"][v], data["averages"][v], np.array(sigma)
         if noise.marginal:
@@ -113,21 +128,22 @@ def written_out(x: np.ndarray, data: dict[str, np.ndarray], spec: ModelSpec) -> 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_density_of_every_signal_and_noise_written_out(signal: str, noise: str) -> None:
-    for population in ("normal", "student_t"):
+    for population in ("normal", "student_t", "mixture"):
         data, spec = region(population, "voxel", signal, noise, 20)
         block = pack_region(data, spec)
-        for x in points(data, "voxel", 3)[:2]:
+        for x in points(data, "voxel", 3, population)[:2]:
             found = log_density(x, np.empty_like(x), block)
             assert found == pytest.approx(written_out(x, data, spec), rel=1e-10, abs=1e-7)
 
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("signal", SIGNALS)
-def test_gradient_and_likelihood_of_every_signal_and_noise(signal: str, noise: str) -> None:
+@pytest.mark.parametrize("population", ["student_t", "mixture"])
+def test_gradient_and_likelihood_of_every_signal_and_noise(signal: str, noise: str, population: str) -> None:
     """The derivative along directions, by differences, and the likelihood written out with numpy."""
-    data, spec = region("student_t", "voxel", signal, noise, 20)
+    data, spec = region(population, "voxel", signal, noise, 20)
     block, rng = pack_region(data, spec), np.random.default_rng(8)
-    x = points(data, "voxel", 2)[0]
+    x = points(data, "voxel", 2, population)[0]
     slope = np.empty_like(x)
     log_density(x, slope, block)
     for direction in rng.standard_normal((6, x.size)) * 3e-5:
@@ -169,7 +185,7 @@ def test_likelihood_and_S0_of_draws_have_their_closed_forms(level: str) -> None:
 def test_draws_are_split_as_pymc_does(population: str, level: str, signal: str, noise: str) -> None:
     data, spec = region(population, level, signal, noise)
     block, model = pack_region(data, spec, level), build_model(data, spec, level)
-    x = points(data, level, 3)
+    x = points(data, level, 3, population)
     drawn, names = split_draws(x, block), [v.name for v in model.free_RVs]
     inverse = model.compile_fn(
         model.replace_rvs_by_values(model.free_RVs), inputs=model.value_vars, point_fn=False
@@ -181,7 +197,12 @@ def test_draws_are_split_as_pymc_does(population: str, level: str, signal: str, 
             at += initial.size
             assert variable in {v.name for v in model.value_vars}
         for name, expected in zip(names, inverse(*values), strict=True):
-            found = (1 + drawn["partial"][n]) / 2 if name == "unit_partial" else drawn[name][n]
+            if name == "unit_partial":
+                found = (1 + drawn["partial"][n]) / 2
+            elif name == "second_apart":
+                found = drawn["second_shift"][n] / drawn["sd"][n]
+            else:
+                found = drawn[name][n]
             if name == "theta" and noise != "gaussian":
                 found = np.concatenate([found, drawn["S0_mean"][n][:, None]], axis=1)
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)

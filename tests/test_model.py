@@ -41,7 +41,7 @@ def test_spec_round_trip_and_checks(refused: Callable[..., str]) -> None:
     spec = ModelSpec(population="student_t", nu=5, eta=1, prior=tissue_prior("brain"))
     assert ModelSpec.from_json(spec.to_json()) == spec
     assert ModelSpec.from_json(ModelSpec().to_json()) == ModelSpec()
-    refused(lambda: ModelSpec(population="cauchy"), "population 'cauchy'", "normal, student_t")
+    refused(lambda: ModelSpec(population="cauchy"), "population 'cauchy'", "normal, student_t, mixture")
     refused(lambda: ModelSpec(noise="poisson"), "noise 'poisson'")
     refused(lambda: ModelSpec(signal="x"), "signal 'x'")
     refused(lambda: ModelSpec(nu=2), "nu 2")

@@ -91,11 +91,14 @@ def test_every_signal_and_noise_covers_the_truth(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_student_t_population_halves_the_bias_of_a_lesion() -> None:
+def test_student_t_population_and_mixture_halve_the_bias_of_a_lesion() -> None:
     lesion = lesions.LESIONS["few vessels (f 0.08, D 1.6)"]
-    normal, heavy = (lesions.bias(lesion, p, 40, 4)[0].mean() for p in ("normal", "student_t"))
+    normal, heavy, mixed = (
+        lesions.bias(lesion, p, 40, 4)[0].mean() for p in ("normal", "student_t", "mixture")
+    )
     assert normal > 0.02  # the lesion is drawn towards the liver
     assert abs(heavy) <= 0.5 * normal
+    assert abs(mixed) <= 0.25 * normal
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from conftest import SHORT, B
 
 import ivimbayes.convergence as convergence
 import ivimbayes.sampling as sampling
-from ivimbayes import ModelSpec, fit, simulate
+from ivimbayes import ModelSpec, fit, predict, simulate
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.signals import SIGNALS
 from ivimbayes.voxels import choose_voxels
@@ -111,6 +111,30 @@ def test_student_t_population_is_fitted(phantom_scan: Scan) -> None:
     one.attrs["roi_names"] = '{"1": "liver"}'
     tree = fit(one, ModelSpec(population="student_t"), **SHORT)
     assert abs(float(tree["posterior"]["D_roi"].median()) - 1.1e-3) < 0.15e-3
+
+
+def test_mixture_finds_the_voxels_that_differ_alike() -> None:
+    """A lesion of 4 of 40 voxels; in a region without one hardly a voxel is taken for one."""
+    rng, (f, D) = np.random.default_rng(4), (0.2, 1.0e-3)
+    curves = [
+        predict(np.array(B), 100, f=f, D=D, D_star=50e-3),
+        predict(np.array(B), 100, f=0.05, D=2.2e-3, D_star=50e-3),
+    ]
+    scan, _ = simulate(B, 50, voxels=40, regions=2, seed=6)
+    truth = np.zeros((40, 2), bool)
+    truth[-4:, 0] = True
+    signal = np.where(truth[..., None], curves[1], curves[0])
+    scan["signal"] = (scan["signal"].dims, (signal + rng.normal(0, 2, signal.shape))[:, :, None])
+    tree = fit(scan, ModelSpec(population="mixture"), **SHORT)
+    posterior = tree["posterior"].to_dataset()
+    probability = posterior["second_probability"].mean(("chain", "draw")).values
+    inside = truth[posterior["x"].values.astype(int), posterior["y"].values.astype(int)]
+    assert probability[inside].min() > 0.9 and probability[~inside].max() < 0.2
+    share = posterior["second_share"].median(("chain", "draw")).values
+    assert 0.04 < share[0] < 0.25 and share[1] < 0.06
+    for name, value in (("f", f), ("D", D)):  # the region's values are the larger population's
+        assert abs(float(posterior[f"{name}_roi"][..., 0].median()) / value - 1) < 0.1
+    assert set(tree["prior"].data_vars) >= {"second_share", "second_shift"}
 
 
 def test_priors_follow_the_region_names(phantom_scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
