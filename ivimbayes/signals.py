@@ -226,7 +226,7 @@ def predict(b: Any, S0: Any, *, signal: str = "biexponential", **values: Any) ->
 
     Examples
     --------
-    >>> predict(np.array([0.0, 50.0, 800.0]), 100.0, f=0.1, D=1e-3, D_star=20e-3).round(1)
+    >>> predict([0, 50, 800], 100.0, f=0.1, D=1e-3, D_star=20e-3).round(1)
     array([100. ,  89.3,  40.4])
     """
     if signal not in SIGNALS:
@@ -236,4 +236,8 @@ def predict(b: Any, S0: Any, *, signal: str = "biexponential", **values: Any) ->
         raise ValueError(
             f"the {signal} signal has the parameters {', '.join(model.parameters)}; got {', '.join(values)}"
         )
-    return S0 * model.curve(b, *(values[name] for name in model.parameters))
+    b, S0, *given = (
+        np.asarray(v, float) if isinstance(v, (list, tuple)) else v
+        for v in (b, S0, *(values[name] for name in model.parameters))
+    )
+    return S0 * model.curve(b, *given)
