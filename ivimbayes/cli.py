@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ivimbayes.cli_bids import bids_command
 from ivimbayes.cli_calibrate import calibrate_command
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.folders import (
@@ -75,6 +76,7 @@ app = typer.Typer(
 )
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
+app.command("bids")(bids_command)
 app.command("calibrate")(calibrate_command)
 
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
-    {"signals", "noise", "options", "correlation", "storage", "labels", "progress", "lanes"},
+    {"signals", "noise", "options", "correlation", "storage", "labels", "progress", "lanes", "bids_layout"},
     {"priors", "scans", "maps", "kernel_data", "likelihood", "triangles", "decays"},
     {"protocol", "kernel_density", "kernel_weights"},
     {
@@ -22,7 +22,7 @@ FLOORS = (
         "kernel_averages",
         "kernel_summaries",
     },
-    {"spec", "kernel_passes", "datasets"},
+    {"spec", "kernel_passes", "datasets", "study"},
     {"model", "density", "prior_check", "kernel"},
     {"collect", "convergence"},
     {"sampling"},
@@ -30,9 +30,9 @@ FLOORS = (
     {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations", "sessions"},
     {"blocks", "plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
-    {"voxelwise"},
-    {"folders"},
-    {"cli_calibrate", "cli_sessions"},
+    {"voxelwise", "workers", "bids_results"},
+    {"folders", "bids"},
+    {"cli_bids", "cli_calibrate", "cli_sessions"},
     {"cli"},
 )
 
