@@ -46,7 +46,7 @@ class _Options:
 
     spec: ModelSpec
     settings: Settings
-    tissue: Mapping[str, str] | None
+    tissue: Mapping[str, str]
     priors: Mapping[str, TissuePrior]
     voxels: Mapping[str, Any]
     scan: Mapping[str, Any]
@@ -55,7 +55,7 @@ class _Options:
     def key(self, files: Mapping[str, str]) -> str:
         """Digest of the options and of a run's files, given by role as their SHA-256."""
         plain = [
-            dict(files), self.spec.to_json(), dataclasses.asdict(self.settings), self.tissue,
+            dict(files), self.spec.to_json(), dataclasses.asdict(self.settings), dict(self.tissue),
             {name: prior.to_dict() for name, prior in self.priors.items()}, dict(self.voxels),
             dict(self.scan), self.maps, version("ivimbayes"),
         ]  # fmt: skip
@@ -165,7 +165,7 @@ def run_participant(
     out, root = Path(out_dir), Path(bids_dir)
     options = _Options(
         ModelSpec() if spec is None else spec, Settings(draws, tune, chains, target_accept, seed, retry),
-        tissue, dict(priors) if isinstance(priors, Mapping) else read_priors(priors),
+        dict(tissue or {}), dict(priors) if isinstance(priors, Mapping) else read_priors(priors),
         {"voxels_per_roi": voxels_per_roi, "downsample": downsample, "level": level},
         {"regions": list(regions) if regions else None, "b_min": b_min, "b_max": b_max,
          "real_valued": real_valued},

@@ -247,7 +247,9 @@ def _complete(
 ) -> Run:
     """Find what belongs to an image."""
     if name is None:
-        named = {part[:3]: part[4:] for part in path.relative_to(root).parts if part[:4] in ("sub-", "ses-")}
+        named = {
+            part[:3]: part[4:] for part in path.parent.relative_to(root).parts if part[:4] in ("sub-", "ses-")
+        }
         fault = "the file name is not sub-<label>[_ses-<label>][_<key>-<label>]_dwi of its folder; rename it"
         return Run(named | {"file": re.sub("[^A-Za-z0-9]", "", path.name)}, path, fault=fault)
     entities = {key: value for key, value in name.entities.items() if key != "desc"}

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,13 @@ COLUMNS = {
     "r_hat": "Rank-normalised split R-hat",
     "verdict": "What the region's sampling is worth: converged, doubtful or failed",
 }
+README = """# IVIM fits
+
+Made by ivimbayes from the dataset named in dataset_description.json: for each run posterior, table, report
+and maps, and a page for each participant (sub-<label>.html). Maps are named after BIDS extension proposal 16.
+D and D* are in mm2/s in maps and posterior, in 10^-3 mm2/s in tables. For research; nothing here is for
+diagnosis.
+"""
 Sidecar = dict[str, Any]
 
 
@@ -111,6 +119,8 @@ def open_dataset(out: Path, bids_dir: Path) -> None:
                 "DatasetLinks": {"raw": source},
             },
         )
+        with replacing(out / "README.md") as path:
+            path.write_text(README, encoding="utf-8")
         with replacing(out / ".bidsignore") as path:
             path.write_text("\n".join(IGNORED) + "\n", encoding="utf-8")
     except OSError as error:
@@ -228,11 +238,13 @@ def write_failure(out: Path, run: Run, reason: str) -> None:
 
 def write_failures(out: Path) -> None:
     """Gather the reasons that are kept into ``failed.tsv``; remove it where there is none."""
-    logs = sorted((out / LOGS).glob("*.txt")) if (out / LOGS).is_dir() else []
-    if not logs:
+    rows = []
+    for path in sorted((out / LOGS).glob("*.txt")):
+        with suppress(FileNotFoundError):  # finished meanwhile, by another task of a job array
+            rows.append({"run": path.stem, "reason": path.read_text(encoding="utf-8").strip()})
+    if not rows:
         (out / FAILED).unlink(missing_ok=True)
         return
-    rows = [{"run": path.stem, "reason": path.read_text(encoding="utf-8").strip()} for path in logs]
     with replacing(out / FAILED) as path:
         pd.DataFrame(rows).to_csv(path, sep="\t", index=False)
 

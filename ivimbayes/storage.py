@@ -99,4 +99,7 @@ def read_tree(path: str | Path) -> xr.DataTree:
         raise InputError(f"{path}: not a readable netCDF file ({error}); run ivimbayes fit again") from None
     if "posterior" not in loaded.children or not {"f_roi", "D_roi"} & set(loaded["posterior"].data_vars):
         raise InputError(f"{path}: holds no posterior of ivimbayes; name a folder that ivimbayes fit wrote")
+    for node in loaded.subtree:  # how it was stored would cut longer names that join it
+        for variable in node.variables.values():
+            variable.encoding.clear()
     return loaded

@@ -18,6 +18,19 @@ def test_round_trip_is_identical(short_fit: xr.DataTree, tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
 
 
+def test_longer_names_may_join_what_was_read(tmp_path: Path) -> None:
+    """As when a fit goes on from a region that was kept."""
+
+    def region(name: str) -> xr.Dataset:
+        return xr.Dataset({"D_roi": (("draw", "roi"), [[1e-3]])}, coords={"roi": [name]})
+
+    path = tmp_path / "region.nc"
+    write_tree(xr.DataTree.from_dict({"posterior": region("liver")}), path)
+    joined = xr.concat([read_tree(path)["posterior"].to_dataset(), region("left kidney")], "roi")
+    write_tree(xr.DataTree.from_dict({"posterior": joined}), path)
+    assert read_tree(path)["posterior"]["roi"].values.tolist() == ["liver", "left kidney"]
+
+
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     path = tmp_path / "x.tsv"
     path.write_text("old")
