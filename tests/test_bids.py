@@ -1,8 +1,12 @@
 """A BIDS dataset in, BIDS derivatives out."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -521,13 +525,13 @@ def test_an_error_on_a_worker_is_of_its_run_alone(
     real = ivimbayes.workers.sample_region
 
     def sample(name: str, voxels: xr.Dataset, *rest: Any) -> xr.DataTree:
-        if name == "spleen" and voxels["signal"].values[0, 0] == signal:
+        if name == "spleen" and voxels["signal"].values[0, 0] == first:
             raise MemoryError("too large")
         return real(name, voxels, *rest)
 
     scan = read_scan(study / "sub-01/ses-1/dwi/sub-01_ses-1_dwi.nii.gz", study / "dwi.bval",
                      rois=study / "derivatives/manual/sub-01/ses-1/dwi/sub-01_ses-1_dseg.nii.gz")  # fmt: skip
-    signal = ivimbayes.choose_voxels(scan, voxels_per_roi=8)["roi-2"]["signal"].values[0, 0]
+    first = ivimbayes.choose_voxels(scan, voxels_per_roi=8)["roi-2"]["signal"].values[0, 0]
     monkeypatch.setattr(ivimbayes.workers, "sample_region", sample)
     table = run_participant(
         study, tmp_path / "out", **{**HERE, "participants": ["01"], "scheduler": scheduler}
@@ -637,3 +641,48 @@ def test_studies_that_are_refused(
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.txt").touch()
     refused(lambda: simulate_study(tmp_path / "s"), "not empty")
+
+
+def worker_processes(pid: int) -> list[Any]:
+    """Processes that a local cluster has started for the process of this number."""
+    psutil = pytest.importorskip("psutil")
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if "multiprocessing.spawn" in " ".join(child.cmdline())]
+
+
+@pytest.mark.slow
+def test_a_study_on_two_workers_one_of_them_killed(tmp_path: Path) -> None:
+    """20 subjects with 2 sessions from one command; a worker killed midway; then once more."""
+    pytest.importorskip("distributed")
+    root, out = tmp_path / "data", tmp_path / "out"
+    simulate_study(root, subjects=20, sessions=2, seed=5)
+    words = ["bids", str(root), str(out), "participant", "--workers", "2", "--draws", "250", "--tune", "250",
+             "--chains", "4", "--no-maps", "--quiet"]  # fmt: skip
+    command = [sys.executable, "-m", "ivimbayes", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(out.rglob("*_summary.tsv"))) < 10:
+            assert process.poll() is None
+            time.sleep(0.2)
+        before = {worker.pid for worker in worker_processes(process.pid)}
+        assert len(before) == 2
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        shown, err = process.communicate(timeout=1800)
+    assert process.returncode in (0, 3), err
+    assert "40 runs done" in shown and "failed:" not in err
+    assert len(list(out.rglob("*_posterior.nc"))) == 40 and not list(out.rglob("region-*.nc"))
+    for name in ("sub-07/ses-1/dwi/sub-07_ses-1", "sub-20/ses-2/dwi/sub-20_ses-2"):
+        stem = root / "derivatives" / "manual" / f"{name}_dseg.nii.gz"
+        scan = read_scan(root / f"{name}_dwi.nii.gz", root / "dwi.bval", rois=stem, names=root / "derivatives/manual/dseg.tsv")  # fmt: skip
+        whole = fit(scan, draws=250, tune=250, chains=4, progress=False)["posterior"].to_dataset()
+        kept = read_tree(out / f"{name}_model-ivim_posterior.nc")["posterior"].to_dataset()
+        xr.testing.assert_identical(kept, whole)
+    before_files = files(out / "sub-01")
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == process.returncode
+    assert "40 runs already done, nothing to do" in again.stdout
+    assert files(out / "sub-01") == before_files
+    table = pd.read_csv(run_group(root, out), sep="\t")
+    assert table["participant_id"].nunique() == 20 and set(table["group"]) == {"control", "patient"}
+    liver = table[(table["roi"] == "liver") & (table["parameter"] == "f")].groupby("group")["median"].mean()
+    assert 0.5 < liver["patient"] / liver["control"] < 0.9  # 0.7 is true
