@@ -341,7 +341,7 @@ def _run_all(
                 )
 
     with open_workers(scheduler, workers) as client, bar:
-        for job, result in sample_jobs(jobs(), client, out / KEPT, workers):
+        for job, result in sample_jobs(jobs(), client, out / KEPT):
             opened = at_work.get(job.run)
             if opened is None:
                 continue

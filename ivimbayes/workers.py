@@ -96,14 +96,17 @@ def open_workers(scheduler: Any = None, workers: int | None = None) -> Iterator[
     from distributed import Client, LocalCluster
 
     callbacks()  # compiled once, before the workers ask for it
-    options = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options = {
+        "n_workers": count,
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",
+        "silence_logs": 50,
+    }
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client
 
 
-def sample_jobs(
-    jobs: Iterator[RegionJob], client: Any, folder: Path, cores: int | None = None
-) -> Iterator[tuple[RegionJob, Result]]:
+def sample_jobs(jobs: Iterator[RegionJob], client: Any, folder: Path) -> Iterator[tuple[RegionJob, Result]]:
     """Sample regions and give each with its result, or with the error that ended it, as they are done.
 
     Parameters
@@ -111,12 +114,10 @@ def sample_jobs(
     jobs : iterator of RegionJob
         Read as workers ask for more.
     client : distributed.Client or None
-        Whose workers sample, one region a task; None for this process. A task whose worker is lost is given
-        to another by the scheduler.
+        Whose workers sample, one region a task; None for this process, with a chain a core. A task whose
+        worker is lost is given to another by the scheduler.
     folder : path
         Where finished regions are kept; those of the same `RegionJob.key` are taken from there.
-    cores : int, optional
-        Chains that run at a time in this process.
     """
     if client is None:
         for job in jobs:
@@ -124,7 +125,7 @@ def sample_jobs(
                 yield job, kept
                 continue
             try:
-                tree = _sample(job, cores or count_cores())
+                tree = _sample(job, count_cores())
             except Exception as error:  # of this region: it is reported with its run, the others go on
                 yield job, error
             else:
