@@ -1,5 +1,7 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
 from . import datasets as datasets
+from .bids import run_group as run_group
+from .bids import run_participant as run_participant
 from .calibration import calibrate as calibrate
 from .calibration import check_calibration as check_calibration
 from .calibration import read_calibration as read_calibration
@@ -54,6 +56,7 @@ from .simulate import simulate as simulate
 from .spec import ModelSpec as ModelSpec
 from .storage import read_tree as read_tree
 from .storage import write_tree as write_tree
+from .study import simulate_study as simulate_study
 from .summary import diagnose as diagnose
 from .summary import summarize as summarize
 from .voxels import choose_voxels as choose_voxels

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ivimbayes.cli_bids import bids_command
 from ivimbayes.cli_calibrate import calibrate_command
 from ivimbayes.cli_protocol import protocol_app
 from ivimbayes.errors import InputError, InputWarning
@@ -78,6 +79,7 @@ app = typer.Typer(
 app.add_typer(protocol_app, name="protocol")
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
+app.command("bids")(bids_command)
 app.command("calibrate")(calibrate_command)
 
 

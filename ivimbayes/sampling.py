@@ -63,6 +63,16 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a fit samples: voxels and prior of each region, the model, and the chains' settings."""
+
+    chosen: Mapping[str, xr.Dataset]
+    spec: ModelSpec
+    priors: Mapping[str, TissuePrior]
+    settings: Settings
+
+
+@dataclass(frozen=True)
 class RegionTask:
     """One region, ready to sample."""
 
@@ -149,7 +159,35 @@ def fit(
     cores = os.cpu_count() or 1 if cores is None else cores
     if cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
-    chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
+    plan = plan_fit(
+        scan, spec, settings, tissue=tissue, priors=priors, voxels_per_roi=voxels_per_roi,
+        downsample=downsample, level=level,
+    )  # fmt: skip
+    require_protocol(scan, spec.signal)
+    with FitProgress(list(plan.chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
+        tasks = _prepare(plan.chosen, spec, plan.priors, bars)
+        results = _sample_all(tasks, settings, cores, bars, checkpoint)
+    return finish_fit(results, scan, plan)
+
+
+def plan_fit(
+    scan: xr.Dataset,
+    spec: ModelSpec,
+    settings: Settings,
+    *,
+    tissue: Mapping[str, str] | None = None,
+    priors: Mapping[str, TissuePrior] | str | Path | None = None,
+    voxels_per_roi: int | None = VOXELS_PER_ROI,
+    downsample: int | Sequence[int] = 1,
+    level: str = "voxel",
+) -> Plan:
+    """Choose the voxels of a fit and the priors of its regions; what cannot be fitted is refused here.
+
+    Parameters and errors are those of `fit`.
+    """
+    chosen = choose_voxels(
+        scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=settings.seed
+    )
     assigned = region_priors(list(chosen), spec, tissue, priors)
     for prior in {prior.name: prior for prior in assigned.values()}.values():
         require_protocol(scan, spec.signal, prior, warn=False)
@@ -157,22 +195,46 @@ def fit(
         raise InputError(
             "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
         )
-    require_protocol(scan, spec.signal)
-    with FitProgress(list(chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
-        tasks = _prepare(chosen, spec, assigned, bars)
-        results = _sample_all(tasks, settings, cores, bars, checkpoint)
-    tree = join_regions(results, scan)
+    return Plan(chosen, spec, assigned, settings)
+
+
+def sample_region(
+    name: str, voxels: xr.Dataset, spec: ModelSpec, settings: Settings, cores: int = 1
+) -> xr.DataTree:
+    """Sample one region of a plan by itself, here or on another machine: the same draws as in `fit`.
+
+    Parameters
+    ----------
+    name : str
+        Of the region.
+    voxels : Dataset
+        ``signal``, ``averages`` (voxel, measurement), as `choose_voxels` gives them.
+    spec : ModelSpec
+        Model with the region's prior.
+    settings : Settings
+        Length and seed of the chains.
+    cores : int
+        Chains that run at a time.
+    """
+    with FitProgress([name], settings.chains * (settings.draws + settings.tune), False) as bars:
+        task = prepare_region(name, voxels, spec, signal_scale(voxels["signal"].values))
+        return _sample_all([task], settings, cores, bars, None)[name]
+
+
+def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan) -> xr.DataTree:
+    """Join the regions of a plan, in its order, and say in attributes how they were made."""
+    tree = join_regions({name: results[name] for name in plan.chosen if name in results}, scan)
     tree.attrs |= {
-        "spec": spec.to_json(),
-        "priors": json.dumps({name: prior.to_dict() for name, prior in assigned.items()}),
-        "settings": json.dumps(dataclasses.asdict(settings)),
+        "spec": plan.spec.to_json(),
+        "priors": json.dumps({name: prior.to_dict() for name, prior in plan.priors.items()}),
+        "settings": json.dumps(dataclasses.asdict(plan.settings)),
         "versions": json.dumps(
             {p: version(p) for p in ("ivimbayes", "pymc", "nutpie", "arviz", "numpy", "numba")}
         ),
         "inputs": scan.attrs.get("inputs", "{}"),
         "source": scan.attrs.get("source", ""),
         "real_valued": int(scan.attrs.get("real_valued", 0)),
-        "seed": seed,
+        "seed": plan.settings.seed,
     }
     return tree
 

@@ -141,7 +141,7 @@ def read_scan(
     labels, label_names = _select(labels, inside, label_names, regions, origin)
     attrs = {
         "roi_names": json.dumps({str(k): v for k, v in label_names.items()}),
-        "inputs": json.dumps({k: {"file": p.name, "sha256": _sha256(p)} for k, p in used.items()}),
+        "inputs": json.dumps({k: {"file": p.name, "sha256": file_digest(p)} for k, p in used.items()}),
         "source": Path(dwi).name,
         "protocol": str(bval_path),
         "b_selected": int(b_min is not None or b_max is not None),
@@ -344,8 +344,8 @@ def _check_averages(averages: Sequence[float] | None, count: int) -> np.ndarray:
     return weights
 
 
-def _sha256(path: Path) -> str:
-    """Digest of a file, which is read to its end; a damaged gzip file is refused."""
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, which is read to its end; a damaged gzip file is refused."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
-    {"signals", "noise", "options", "correlation", "storage", "labels", "progress", "lanes"},
+    {"signals", "noise", "options", "correlation", "storage", "labels", "progress", "lanes", "bids_layout"},
     {"priors", "scans", "maps", "kernel_data", "likelihood", "triangles", "decays"},
     {"protocol", "kernel_density", "kernel_weights"},
     {
@@ -24,7 +24,7 @@ FLOORS = (
         "kernel_summaries",
         "curve_density",
     },
-    {"spec", "kernel_passes", "datasets", "curve_modes", "design"},
+    {"spec", "kernel_passes", "datasets", "curve_modes", "design", "study"},
     {"model", "density", "second", "kernel", "curve_kernel"},
     {"collect", "convergence", "prior_check", "curves"},
     {"sampling"},
@@ -32,9 +32,9 @@ FLOORS = (
     {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations", "sessions"},
     {"blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report"},
-    {"voxelwise"},
-    {"folders", "osipi"},
-    {"cli_calibrate", "cli_protocol", "cli_sessions"},
+    {"voxelwise", "workers", "bids_results"},
+    {"folders", "osipi", "bids"},
+    {"cli_bids", "cli_calibrate", "cli_protocol", "cli_sessions"},
     {"cli"},
 )
 

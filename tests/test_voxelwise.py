@@ -359,7 +359,7 @@ def workers() -> Iterator[str]:
     """Address of a dask scheduler with two workers."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://"
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp://"
     ) as cluster:
         yield cluster.scheduler_address
 
