@@ -15,6 +15,8 @@ import xarray as xr
 from ivimbayes.bids_layout import Run, find_runs
 from ivimbayes.bids_results import (
     KEPT,
+    find_results,
+    model_label,
     open_dataset,
     read_key,
     read_summaries,
@@ -25,6 +27,8 @@ from ivimbayes.bids_results import (
     write_index,
     write_run,
 )
+from ivimbayes.cohort import fit_cohort
+from ivimbayes.contrasts import write_cohort
 from ivimbayes.errors import InputError
 from ivimbayes.priors import TissuePrior, read_priors
 from ivimbayes.progress import StepProgress
@@ -205,8 +209,15 @@ def run_participant(
     return _table(rows)
 
 
-def run_group(bids_dir: str | Path, out_dir: str | Path) -> Path:
-    """Gather the tables of all participants into ``group_summary.tsv``.
+def run_group(
+    bids_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    effects: Sequence[str] | None = None,
+    signal: str = "biexponential",
+    seed: int = 0,
+) -> Path:
+    """Gather the tables of all participants into ``group_summary.tsv``; fit the level above regions.
 
     Parameters
     ----------
@@ -214,17 +225,25 @@ def run_group(bids_dir: str | Path, out_dir: str | Path) -> Path:
         The dataset; the columns of its ``participants.tsv``, such as group or age, are joined.
     out_dir : path
         The dataset that `run_participant` wrote.
+    effects : sequence of str, optional
+        Columns of ``participants.tsv``, ``session``, and products of them such as ``"group:session"``: what
+        `fit_cohort` is to find effects of, in all runs of the signal model. It writes ``group_effects.tsv``,
+        ``group_scans.tsv`` and ``group_cohort.nc``; nothing is fitted when not given.
+    signal : str
+        Which runs, where there are several models.
+    seed : int
+        Of the fit of the level above.
 
     Returns
     -------
     path
-        The table: ``participant_id``, ``session_id``, ``run``, ``model``, the columns of ``summary.tsv``,
-        then those of ``participants.tsv`` (``participants_<name>`` where a name is taken).
+        The table of all: ``participant_id``, ``session_id``, ``run``, ``model``, the columns of
+        ``summary.tsv``, then those of ``participants.tsv`` (``participants_<name>`` where a name is taken).
 
     Raises
     ------
     InputError
-        If there are no tables, or ``participants.tsv`` cannot be used.
+        If there are no tables, or ``participants.tsv`` or the effects cannot be used.
     """
     out, root = Path(out_dir), Path(bids_dir)
     table = read_summaries(out)
@@ -238,7 +257,40 @@ def run_group(bids_dir: str | Path, out_dir: str | Path) -> Path:
         people = people.rename(columns=taken)
         described = {c: {"Description": "From participants.tsv"} for c in people if c != "participant_id"}
         table = table.merge(people, on="participant_id", how="left")
-    return write_group(out, table, described)
+    cohort = None if effects is None else _fit_group(out, people, effects, signal, seed)
+    path = write_group(out, table, described)
+    if cohort is not None:
+        write_cohort(cohort, out, "group_")
+    return path
+
+
+def _fit_group(
+    out: Path, people: pd.DataFrame | None, effects: Sequence[str], signal: str, seed: int
+) -> xr.DataTree:
+    """Fit the level above to all runs of one signal model, with the columns that the effects name."""
+    results = [(path, first) for path, first in find_results(out) if first["model"] == model_label(signal)]
+    if not results:
+        raise InputError(f"{out}: holds no results of the {signal} signal; name another with --signal")
+    design = pd.DataFrame([first for _, first in results])
+    if people is not None:
+        design = design.merge(people, on="participant_id", how="left")
+    design = design.rename(columns={"participant_id": "subject", "session_id": "session"})
+    names = list(dict.fromkeys(part for effect in effects for part in effect.split(":")))
+    kept = design[["subject", "run", *(n for n in names if n in design)]].copy()
+    for name in names:
+        if name not in design:
+            known = [c for c in design if c not in ("subject", "run", "model", "index")]
+            raise InputError(f"--effects {name}: not in participants.tsv; there are {', '.join(known)}")
+        absent = design[name].isna() | (design[name].astype(str).str.strip().isin(["", "n/a"]))
+        if absent.any():
+            raise InputError(
+                f"participants.tsv: no {name} of {design['subject'][absent].iloc[0]}; complete it, or leave "
+                "the effect out"
+            )
+        numbers = pd.to_numeric(design[name], errors="coerce")
+        kept[name] = design[name] if numbers.isna().any() else numbers
+    files = [path.with_name(path.name.replace("summary.tsv", "posterior.nc")) for path, _ in results]
+    return fit_cohort(files, kept, effects=effects, seed=seed)
 
 
 def _participants(root: Path) -> pd.DataFrame | None:

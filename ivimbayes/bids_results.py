@@ -27,7 +27,7 @@ KEPT = ".ivimbayes"  # finished regions of unfinished runs
 LOGS, FAILED = "logs", "failed.tsv"
 IGNORED = (
     "*_dwimap.nii.gz", "*_dwimap.json", "*_summary.tsv", "*_summary.json", "*_posterior.nc", "*_report.html",
-    "sub-*.html", "group_summary.tsv", "group_summary.json", FAILED, f"{LOGS}/", f"{KEPT}/",
+    "sub-*.html", "group_*.tsv", "group_*.json", "group_cohort.nc", FAILED, f"{LOGS}/", f"{KEPT}/",
 )  # fmt: skip
 NOTES = {  # of maps that are of no parameter
     "pareto_k": "paretok", "ess": "ess", "p_perfusion": "pperfusion", "status": "status",
@@ -252,10 +252,20 @@ def write_failures(out: Path) -> None:
 def read_summaries(out: Path) -> pd.DataFrame:
     """Read all tables of a dataset as one, with ``participant_id``, ``session_id``, ``run``, ``model``."""
     parts = []
+    for path, first in find_results(out):
+        table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False)
+        for at, (column, value) in enumerate(first.items()):
+            table.insert(at, column, value)
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def find_results(out: Path) -> list[tuple[Path, dict[str, str]]]:
+    """Find the tables of runs; ``participant_id``, ``session_id``, ``run`` and ``model`` of each."""
+    found = []
     for path in _summaries(out):
         name = parse_name(path.name)
         assert name is not None
-        table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False)
         entities = dict(name.entities)
         session, model = entities.get("ses"), entities.pop("model", "n/a")
         first = {
@@ -264,10 +274,8 @@ def read_summaries(out: Path) -> pd.DataFrame:
             "run": "_".join(f"{k}-{v}" for k, v in entities.items()),
             "model": model,
         }
-        for at, (column, value) in enumerate(first.items()):
-            table.insert(at, column, value)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        found.append((path, first))
+    return found
 
 
 def _summaries(out: Path, subject: str = "sub-*") -> list[Path]:

@@ -14,6 +14,7 @@ import typer
 
 from ivimbayes.cli_bids import bids_command
 from ivimbayes.cli_calibrate import calibrate_command
+from ivimbayes.cli_cohort import cohort_command
 from ivimbayes.cli_protocol import protocol_app
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.folders import (
@@ -81,6 +82,7 @@ FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
 app.command("bids")(bids_command)
 app.command("calibrate")(calibrate_command)
+app.command("cohort")(cohort_command)
 
 
 def _print_version(asked: bool) -> None:

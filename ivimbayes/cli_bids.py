@@ -91,6 +91,14 @@ def bids_command(
     seed: Seed = 0,
     retry: Retry = True,
     maps: Maps = True,
+    effects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--effects",
+            help="group level: find effects of these columns of participants.tsv, or of session: "
+            "group, or group,session,group:session; may be repeated.",
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option("--scheduler", help="Address of a dask scheduler whose workers sample.")
     ] = None,
@@ -121,8 +129,18 @@ def bids_command(
 
         if dry_run:
             raise InputError("--dry-run belongs to the participant level; leave it out")
-        typer.echo(f"written to {run_group(bids_dir, out_dir)}")
+        wanted = _words(effects)
+        written = run_group(bids_dir, out_dir, effects=wanted, signal=signal, seed=seed)
+        if wanted:
+            import pandas as pd
+
+            from ivimbayes.terminal import print_effects
+
+            print_effects(pd.read_csv(out_dir / "group_effects.tsv", sep="\t"))
+        typer.echo(f"written to {written}")
         return
+    if effects:
+        raise InputError("--effects belongs to the group level; leave it out")
     from ivimbayes.bids import run_participant
     from ivimbayes.spec import ModelSpec
 

@@ -1,4 +1,4 @@
-"""The hierarchical model of one region: the only place that builds a `pm.Model`."""
+"""The hierarchical models, of one region and of a study: the only place that builds a `pm.Model`."""
 
 import math
 from collections.abc import Mapping
@@ -261,5 +261,85 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
         pm.CustomDist(
             "signal", curve, *parents, logp=logp, random=random, signature=signature,
             observed=d["observed"], dims=("voxel", "measurement"),
+        )  # fmt: skip
+    return model
+
+
+def build_joint_model(data: Mapping[str, np.ndarray], spec: ModelSpec, repeated: bool) -> pm.Model:
+    """Build the model of all voxels of one region in all scans of a study.
+
+    Parameters
+    ----------
+    data : mapping of str to ndarray
+        Of the voxels of all scans, as `build_model` takes them: ``b``, ``observed``, ``averages``,
+        ``Lambda``, ``eta``; ``scan`` (voxel,) and ``subject`` (scan,), places; ``x`` (scan, effect), the
+        design; ``mean``, ``width`` (parameter, effect), the effects' prior; ``between``, ``within``
+        (parameter,), scales of the standard deviations; ``spread`` (scan, parameter), ``sigma_scale``
+        (scan,); ``scan_Lambda``, ``scan_eta``, the likelihood of each scan's mean as its own fit gave it,
+        which changes the sampling space alone.
+    spec : ModelSpec
+        Gaussian noise and normal population.
+    repeated : bool
+        Whether a subject has two scans; without, ``within`` is 0.
+
+    Returns
+    -------
+    pm.Model
+        Free variables ``coefficient`` (parameter, effect), ``between_sd``, ``between_partial``, with sessions
+        ``within_sd`` and ``subject_unit`` (subject, parameter), ``mu`` (scan, parameter), ``sd``,
+        ``unit_partial``, ``sigma``, ``S0_roi``, ``S0_sd`` of each scan, and ``theta`` (voxel, parameter).
+
+    Notes
+    -----
+    The level above regions is that of `fit_cohort`, the rest that of `build_model`.
+    """
+    signal, P = SIGNALS[spec.signal], len(SIGNALS[spec.signal].parameters)
+    scans, count = data["x"].shape[0], len(data["observed"])
+    coords = {
+        "voxel": np.arange(count), "measurement": np.arange(len(data["b"])), "scan": np.arange(scans),
+        "subject": np.arange(int(data["subject"].max()) + 1), "parameter": list(signal.parameters),
+        "effect": np.arange(data["x"].shape[1]), "pair": np.arange(len(pairs(P))),
+    }  # fmt: skip
+    shape = beta_shapes(spec.eta, P)
+    normal_logp, normal_random = _population("normal", spec.nu, P, P)
+    normal = {
+        "logp": normal_logp, "random": normal_random, "signature": "(p),(p,q),(p,q),(p)->(p)",
+        "default_transform": Informed(P),
+    }  # fmt: skip
+
+    def factor(sd: Any, unit: Any) -> Any:
+        rows = correlation_cholesky(2 * unit - 1, P, sqrt=pt.sqrt)
+        each = [[pt.as_tensor(c) * sd[..., i] for c in rows[i]] for i in range(P)]
+        return pt.stack(
+            [pt.stack(pt.broadcast_arrays(*row, sd[..., 0])[:-1], axis=-1) for row in each], axis=-2
+        )
+
+    with pm.Model(coords=coords) as model:
+        effects = pm.Normal("coefficient", data["mean"], data["width"], dims=("parameter", "effect"))
+        between = pm.HalfNormal("between_sd", data["between"], dims="parameter")
+        F = factor(between, pm.Beta("between_partial", shape, shape, dims="pair"))
+        middle, spread = pt.dot(pt.as_tensor(data["x"]), effects.T), F
+        if repeated:
+            within = pm.HalfNormal("within_sd", data["within"], dims="parameter")
+            unit = pm.Normal("subject_unit", 0, 1, dims=("subject", "parameter"))
+            middle, spread = middle + pt.dot(unit, F.T)[data["subject"]], pt.diag(within)
+        mu = pm.CustomDist(
+            "mu", middle, spread, data["scan_Lambda"], data["scan_eta"], dims=("scan", "parameter"), **normal
+        )
+        sd = pm.HalfNormal("sd", data["spread"], dims=("scan", "parameter"))
+        L = factor(sd, pm.Beta("unit_partial", shape, shape, dims=("scan", "pair")))
+        S0_mean = pm.Normal("S0_roi", S0_MEAN, S0_MEAN_SD, dims="scan")
+        S0_sd = pm.HalfNormal("S0_sd", S0_SD, dims="scan")
+        sigma = pm.HalfNormal("sigma", data["sigma_scale"], dims="scan")
+        at = data["scan"]
+        theta = pm.CustomDist(
+            "theta", mu[at], L[at], data["Lambda"], data["eta"], dims=("voxel", "parameter"), **normal
+        )
+        values = signal.values(*(theta[:, i] for i in range(P)), exp=pt.exp)
+        curve = signal.curve(data["b"], *(value[:, None] for value in values), exp=pt.exp)
+        logp, random = _marginal_signal("gaussian")
+        pm.CustomDist(
+            "signal", curve, sigma[at], S0_mean[at], S0_sd[at], data["averages"], logp=logp, random=random,
+            signature="(k),(),(),(),(k)->(k)", observed=data["observed"], dims=("voxel", "measurement"),
         )  # fmt: skip
     return model

@@ -104,7 +104,7 @@ def compare_fits(
         for name in names:
             one, two = _paired(before, after, name, roi, rng)
             kept[roi, name] = two - one
-            row = _row(roi, name, one, two, ropes.get((roi, name)))
+            row = change_row(roi, name, one, two, ropes.get((roi, name)))
             of_region.append(row | {"verdict": _worse(verdicts, roi)})
         rows += of_region
         sentences[roi] = _sentence(of_region)
@@ -239,9 +239,10 @@ def _paired(
     return both[0][:size], both[1][:size]
 
 
-def _row(
+def change_row(
     roi: str, name: str, before: np.ndarray, after: np.ndarray, rope: tuple[float, bool] | None
 ) -> dict[str, object]:
+    """Give a row of `Change.table`, without the verdict, from paired draws in the parameter's unit."""
     scale, change, ratio = PARAMETERS[name].display_scale, after - before, after / before
     width = 0.0 if rope is None else rope[0]
     limit = width * before if rope is not None and rope[1] else np.full_like(before, width)

@@ -226,6 +226,26 @@ def print_change(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:
         console.print(f"{roi}: {sentence}", soft_wrap=True)
 
 
+def print_effects(table: pd.DataFrame) -> None:
+    """Print the effects of a study, region by region."""
+    console = Console(markup=False, highlight=False)
+    for effect, part in table.groupby("effect", sort=False):
+        shown = _table(
+            "region", "", "unit", "a", "b", "a - b", "95 % HDI", "a / b", "P(a > b)", title=str(effect)
+        )
+        for roi, rows in part.groupby("roi", sort=False):
+            for i, row in enumerate(rows.to_dict("records")):
+                shown.add_row(
+                    str(roi) if i == 0 else "", PARAMETERS[row["parameter"]].label,
+                    "" if row["unit"] == "1" else row["unit"], _number(row["a"]), _number(row["b"]),
+                    f"{row['difference']:+.3g}",
+                    f"{row['difference_low']:+.3g} to {row['difference_high']:+.3g}", f"{row['ratio']:.2f}",
+                    f"{row['p_greater']:.3f}",
+                )  # fmt: skip
+        console.print(shown)
+        console.print()
+
+
 def print_regions(table: pd.DataFrame) -> None:
     """Print medians of least-squares fits over the voxels of each region, and how the voxels fared."""
     console = Console(markup=False, highlight=False)

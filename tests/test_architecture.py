@@ -8,8 +8,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
-    {"signals", "noise", "options", "correlation", "storage", "labels", "progress", "lanes", "bids_layout"},
-    {"priors", "scans", "maps", "kernel_data", "likelihood", "triangles", "decays"},
+    {
+        "signals",
+        "noise",
+        "options",
+        "correlation",
+        "storage",
+        "labels",
+        "progress",
+        "lanes",
+        "bids_layout",
+        "adaptive",
+    },
+    {"priors", "scans", "maps", "kernel_data", "likelihood", "triangles", "decays", "cohort_density"},
     {"protocol", "kernel_density", "kernel_weights"},
     {
         "modes",
@@ -29,12 +40,22 @@ FLOORS = (
     {"collect", "convergence", "prior_check", "curves"},
     {"sampling"},
     {"summary", "calibration"},
-    {"figures", "methods", "slices", "terminal", "sensitivity", "compare", "populations", "sessions"},
-    {"blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
-    {"running", "report"},
+    {
+        "figures",
+        "methods",
+        "slices",
+        "terminal",
+        "sensitivity",
+        "compare",
+        "populations",
+        "sessions",
+        "estimates",
+    },
+    {"cohort", "blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
+    {"running", "report", "joint", "contrasts"},
     {"voxelwise", "workers", "bids_results"},
     {"folders", "osipi", "bids"},
-    {"cli_bids", "cli_calibrate", "cli_protocol", "cli_sessions"},
+    {"cli_bids", "cli_calibrate", "cli_cohort", "cli_protocol", "cli_sessions"},
     {"cli"},
 )
 

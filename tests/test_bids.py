@@ -558,6 +558,24 @@ def test_group(study: Path, copied: Path) -> None:
     assert set(json.loads((copied / "group_summary.json").read_text())) == {*COLUMNS, "group"}
 
 
+def test_group_with_effects(
+    study: Path, copied: Path, own: Path, refused: Refused, run: Callable[..., Any]
+) -> None:
+    for path in copied.glob("sub-*/ses-*/dwi/*_summary.tsv"):  # of 50 draws
+        path.write_text(path.read_text().replace("failed", "converged"))
+    status, out, err = run(study, copied, "group", "--effects", "group,session")
+    assert status == 0, err
+    assert "group: patient - control" in out and "session: ses-2 - ses-1" in out
+    effects = pd.read_csv(copied / "group_effects.tsv", sep="\t")
+    assert set(effects["effect"]) == {"group: patient - control", "session: ses-2 - ses-1"}
+    scans = pd.read_csv(copied / "group_scans.tsv", sep="\t")
+    assert set(scans["subject"]) == {"sub-01", "sub-02"} and set(scans["session"]) == {"ses-1", "ses-2"}
+    refused(lambda: run_group(study, copied, effects=["sex"]), "--effects sex", "group")
+    refused(lambda: run_group(study, copied, effects=["group"], signal="kurtosis"), "kurtosis", "--signal")
+    (own / "participants.tsv").write_text("participant_id\tage\nsub-01\t3\nsub-02\tn/a\n")
+    refused(lambda: run_group(own, copied, effects=["age"]), "no age of sub-02")
+
+
 def test_group_without_results(study: Path, tmp_path: Path, refused: Refused) -> None:
     refused(lambda: run_group(study, tmp_path), "holds no results", "participant level")
 

@@ -1,0 +1,77 @@
+"""The command ``ivimbayes cohort``: the level above regions, from a table of fits.
+
+Modules that take long to import are imported where they are used.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ivimbayes.errors import InputError
+from ivimbayes.options import Cores, Draws, Overwrite, Seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILES = ("effects.tsv", "scans.tsv", "cohort.nc")
+
+
+def cohort_command(
+    design: Annotated[
+        Path,
+        typer.Argument(
+            help="Table (TSV) with a row for each scan: fit (its results folder, from the folder of the "
+            "table), subject, and columns such as group, session, age.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.", show_default=False)],
+    effects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--effects",
+            help="Columns to find effects of: group, or group,session,group:session; may be repeated.  "
+            "[default: all but fit and subject]",
+        ),
+    ] = None,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    cores: Cores = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare groups, sessions or covariates over the fits of a study, with subjects drawn together.
+
+    Writes effects.tsv, scans.tsv and cohort.nc. Exit status 0: written. 2: nothing written, the message says
+    why.
+    """
+    from ivimbayes.cohort import fit_cohort
+    from ivimbayes.contrasts import all_contrasts, write_cohort
+    from ivimbayes.terminal import print_effects
+
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not overwrite:
+        raise InputError(f"{out}: holds {there[0]}; name another with --out, or replace it with --overwrite")
+    table = _read(design)
+    names = [label for word in effects or [] for label in word.replace(",", " ").split()]
+    folders = [design.parent / folder for folder in table.pop("fit")]
+    cohort = fit_cohort(folders, table, effects=names or None, draws=draws, seed=seed, cores=cores)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_cohort(cohort, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); name another folder") from None
+    print_effects(all_contrasts(cohort))
+    typer.echo(f"written to {out}")
+
+
+def _read(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, sep="\t", encoding="utf-8-sig", na_values=["n/a"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); write a tab-separated table") from None
+    if "fit" not in table or table["fit"].isna().any():
+        raise InputError(f"{path}: needs a column fit, the results folder of each scan; add it")
+    return table

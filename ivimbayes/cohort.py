@@ -1,0 +1,361 @@
+"""A level above regions: the fits of a study in one model of subjects, sessions, groups and covariates."""
+
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ivimbayes.adaptive import K_GOOD, draw_density
+from ivimbayes.cohort_density import draw_means, marginal
+from ivimbayes.convergence import ESS
+from ivimbayes.correlation import beta_shapes, correlation_cholesky, correlations, pairs
+from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.estimates import Fit, gaussian_likelihood, region_estimates
+from ivimbayes.signals import PARAMETERS, SIGNALS
+
+ETA = 2.0  # LKJ shape of the correlation between subjects
+WITHIN = 0.5  # scale of the sd between sessions, over that between subjects
+MEAN_DRAWS = 2_000_000  # of scans' values, per region and parameter, at most
+Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # Lambda, eta, x, start
+
+
+@dataclass(frozen=True)
+class Design:
+    """Rows of a study's scans turned to numbers.
+
+    Attributes
+    ----------
+    table : DataFrame
+        As given, with ``subject``.
+    effects : tuple of str
+        Columns, and products of them such as ``group:session``.
+    levels : mapping of str to tuple of str
+        Of each column that is not a number.
+    moments : mapping of str to (float, float)
+        Mean and standard deviation of each column that is.
+    """
+
+    table: pd.DataFrame
+    effects: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]]
+    moments: Mapping[str, tuple[float, float]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the coefficients, the intercept first."""
+        found = ["intercept"]
+        for effect in self.effects:
+            parts = [self.levels.get(name, (None,)) for name in effect.split(":")]
+            for chosen in itertools.product(*parts):
+                inside = ",".join(level for level in chosen if level is not None)
+                found.append(f"{effect}[{inside}]" if inside else effect)
+        return found
+
+    def rows(self, table: pd.DataFrame) -> np.ndarray:
+        """Rows (row, coefficient) of the design for the rows of a table with the same columns."""
+        found = [np.ones(len(table))]
+        for effect in self.effects:
+            parts = []
+            for name in effect.split(":"):
+                if name in self.levels:
+                    parts.append(
+                        [(table[name].astype(str) == level).to_numpy() for level in self.levels[name]]
+                    )
+                else:
+                    mean, sd = self.moments[name]
+                    parts.append([(table[name].to_numpy(float) - mean) / sd])
+            found += [np.prod(chosen, axis=0) for chosen in itertools.product(*parts)]
+        return np.stack(found, axis=1).astype(float)
+
+
+def fit_cohort(
+    fits: Sequence[Fit] | xr.Dataset,
+    design: pd.DataFrame,
+    *,
+    effects: Sequence[str] | None = None,
+    draws: int = 1000,
+    chains: int = 4,
+    seed: int = 0,
+    cores: int | None = None,
+) -> xr.DataTree:
+    """Fit the level above regions to the fits of a study.
+
+    Parameters
+    ----------
+    fits : sequence of DataTree or path, or Dataset
+        One for each scan, as `region_estimates` takes them, or what it returned.
+    design : DataFrame
+        A row for each fit, in their order: ``subject`` (each scan its own where it is not given), and columns
+        such as session, group or age. Columns of numbers are covariates, taken linear over their standard
+        deviation; all others are factors.
+    effects : sequence of str, optional
+        Columns to take, and products of them such as ``"group:session"``; every column but ``subject`` when
+        not given.
+    draws, chains : int
+        Draws kept of each chain, and chains.
+    seed : int
+    cores : int, optional
+        Regions at a time; all cores when not given.
+
+    Returns
+    -------
+    DataTree
+        In ``posterior``: ``coefficient`` (chain, draw, roi, parameter, effect) on theta, ``between_sd``
+        (…, roi, parameter) and ``between_correlation`` (…, roi, pair) of subjects, ``within_sd`` of the
+        sessions of a subject, 0 where none has two. In ``scans``, of fewer draws: the parameters of each scan
+        (chain, draw, roi, fit), such as ``f``, drawn towards those of its like; D and D_star in mm²/s.
+        `contrast` and `scan_table` read it.
+
+    Raises
+    ------
+    InputError
+        If the design does not fit, or no effect can be made of it.
+
+    Notes
+    -----
+    Of scan i of subject s, the region's mean theta (logit f, ln D, ln(D* − D)) is B' x_i + u_s + e_i with
+    u_s ~ Normal(0, T) and e_i ~ Normal(0, diag(omega²)). The intercept has the tissue's prior; every level of
+    a factor, and the slope of a covariate per standard deviation, is Normal about 0 with the tissue's spread
+    between voxels as standard deviation. Standard deviations in T are half-normal with that scale, those in
+    omega with half of it; correlations in T are LKJ(2). What a fit knows of its region is its posterior over
+    its prior, both taken to be normal. Regions share nothing.
+    """
+    estimates = fits if isinstance(fits, xr.Dataset) else region_estimates(fits)
+    plan = read_design(design, estimates.sizes["fit"], effects)
+    names = estimates["roi"].values.astype(str).tolist()
+    cores = len(os.sched_getaffinity(0)) if cores is None and hasattr(os, "sched_getaffinity") else cores
+
+    def one(r: int) -> dict[str, np.ndarray]:
+        return _fit_region(estimates.isel(roi=r), plan, draws, chains, [seed, r])
+
+    with ThreadPoolExecutor(cores or os.cpu_count()) as pool:
+        found = list(pool.map(one, range(len(names))))
+    tree = as_cohort(found, estimates, plan, seed)
+    _warn(tree)
+    return tree
+
+
+def as_cohort(
+    found: Sequence[Mapping[str, np.ndarray]], estimates: xr.Dataset, plan: Design, seed: int
+) -> xr.DataTree:
+    """Put the draws of each region together, as `fit_cohort` returns them."""
+    signal, names = SIGNALS[estimates.attrs["signal"]], estimates["roi"].values.astype(str).tolist()
+    chains, draws = found[0]["coefficient"].shape[:2]
+    parameters, pair = list(signal.parameters), [
+        f"{signal.parameters[i]}:{signal.parameters[j]}" for i, j in pairs(len(signal.parameters))
+    ]  # fmt: skip
+    dims = {
+        "coefficient": ("parameter", "effect"), "between_sd": ("parameter",),
+        "between_correlation": ("pair",), "within_sd": ("parameter",),
+    }  # fmt: skip
+    stacked = {
+        name: (("chain", "draw", "roi", *own), np.stack([f[name] for f in found], axis=2))
+        for name, own in dims.items()
+    }
+    kept = np.linspace(0, draws - 1, found[0]["scans"].shape[1]).astype(int)
+    values = signal.values(*np.moveaxis(np.stack([f["scans"] for f in found], axis=2), -1, 0))
+    columns = {f"design_{name}": ("fit", plan.table[name].astype(str).to_numpy()) for name in plan.table}
+    coords = {"chain": np.arange(chains), "roi": names}
+    tree = xr.DataTree.from_dict(
+        {
+            "posterior": xr.Dataset(
+                stacked,
+                coords
+                | {"draw": np.arange(draws), "parameter": parameters, "pair": pair}
+                | {"effect": plan.columns},
+            ),
+            "scans": xr.Dataset(
+                {
+                    name: (("chain", "draw", "roi", "fit"), v.astype(np.float32), PARAMETERS[name].attrs)
+                    for name, v in zip(parameters, values, strict=True)
+                },
+                coords | {"draw": kept},
+            ),
+            "constant_data": xr.Dataset(
+                {
+                    **columns,
+                    **estimates.data_vars,
+                    "ess": ("roi", [float(f["ess"]) for f in found]),
+                    "pareto_k": ("roi", [float(f["pareto_k"]) for f in found]),
+                },
+                {"roi": names, "parameter": parameters},
+            ),
+        }
+    )
+    tree.attrs = {
+        "signal": estimates.attrs["signal"], "seed": seed,
+        "design": plan.table.to_json(orient="columns"),
+        "effects": json.dumps(plan.effects), "levels": json.dumps(plan.levels),
+        "moments": json.dumps(plan.moments), "versions": json.dumps({"ivimbayes": version("ivimbayes")}),
+    }  # fmt: skip
+    return tree
+
+
+def _warn(tree: xr.DataTree) -> None:
+    constant = tree["constant_data"].to_dataset()
+    for roi in constant["roi"].values:
+        of = constant.sel(roi=roi)
+        if float(of["pareto_k"]) > K_GOOD or float(of["ess"]) < ESS:
+            warnings.warn(
+                f"region {str(roi)!r}: {float(of['ess']):.0f} effective draws, Pareto k "
+                f"{float(of['pareto_k']):.2f}; give more draws, fewer effects or more subjects",
+                InputWarning,
+                stacklevel=3,
+            )
+
+
+def read_design(design: pd.DataFrame, scans: int, effects: Sequence[str] | None = None) -> Design:
+    """Check a study's table and turn it into a `Design`; parameters and errors are those of `fit_cohort`."""
+    if len(design) != scans:
+        raise InputError(
+            f"design: {len(design)} rows for {scans} fits; give a row for each fit, in their order"
+        )
+    table = design.reset_index(drop=True)
+    if "subject" not in table:
+        table = table.assign(subject=np.arange(scans))
+    table = table.astype({"subject": str})
+    given = [c for c in table if c != "subject"] if effects is None else list(effects)
+    levels: dict[str, tuple[str, ...]] = {}
+    moments: dict[str, tuple[float, float]] = {}
+    for name in dict.fromkeys(part for effect in given for part in effect.split(":")):
+        if name not in table or name == "subject":
+            there = ", ".join(str(c) for c in table if c != "subject") or "none"
+            raise InputError(f"effects: no column {name!r} in the design; its columns are {there}")
+        column = table[name]
+        if column.isna().any():
+            at = int(np.flatnonzero(column.isna())[0])
+            raise InputError(f"design, row {at + 1}: no {name}; leave the scan out, or give a value")
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            values = column.to_numpy(float)
+            if not np.isfinite(values).all():
+                raise InputError(f"design: {name} is not finite throughout; leave such scans out")
+            if values.std() == 0:
+                raise InputError(f"design: {name} is {values[0]:g} in every row; leave it out of the effects")
+            moments[name] = float(values.mean()), float(values.std())
+        else:
+            found = tuple(sorted(column.astype(str).unique()))
+            if len(found) < 2:
+                raise InputError(f"design: {name} is {found[0]!r} in every row; leave it out of the effects")
+            levels[name] = found
+    return Design(table, tuple(given), levels, moments)
+
+
+def region_data(
+    estimates: xr.Dataset, plan: Design
+) -> tuple[Data, np.ndarray, np.ndarray, np.ndarray, bool, np.ndarray]:
+    """Give what `Density` takes of one region, and the places of its scans."""
+    there = estimates["mean"].notnull().all("parameter").to_numpy()
+    subjects = plan.table["subject"].to_numpy()
+    order = np.argsort(subjects, kind="stable")
+    order = order[there[order]]
+    if not len(order):
+        raise InputError(f"region {str(estimates['roi'].item())!r}: in none of the fits")
+    start = np.append(
+        np.flatnonzero(np.append(True, subjects[order][1:] != subjects[order][:-1])), len(order)
+    )
+    mean, covariance, centre, width = (
+        estimates[n].to_numpy()[order] for n in ("mean", "covariance", "centre", "width")
+    )
+    Lambda, eta = gaussian_likelihood(mean, covariance, centre, width)
+    x, spread = plan.rows(plan.table.iloc[order]), estimates["spread"].to_numpy()
+    repeated = bool((np.diff(start) > 1).any())
+    return (Lambda, eta, x, start), centre[0], width[0], spread, repeated, order
+
+
+def _fit_region(
+    estimates: xr.Dataset, plan: Design, draws: int, chains: int, seed: list[int]
+) -> dict[str, np.ndarray]:
+    """Draw the hyperparameters of one region, then effects and scans given them."""
+    data, centre, width, spread, repeated, order = region_data(estimates, plan)
+    density = Density(data, centre, width, spread, repeated)
+    drawn = draw_density(density, density.start, draws=draws, chains=chains, seed=seed)
+    return {
+        **_complete(density, drawn.x, order, len(plan.table), np.random.default_rng([*seed, 1])),
+        "ess": np.array(drawn.ess), "pareto_k": np.array(drawn.pareto_k),
+    }  # fmt: skip
+
+
+class Density:
+    """Posterior density of one region's hyperparameters: ln sd and correlations of subjects, ln sd within.
+
+    Parameters
+    ----------
+    data : tuple
+        ``Lambda``, ``eta``, ``x``, ``start``, as `collect_terms` takes them.
+    centre, width, spread : ndarray (P,)
+        The tissue's prior.
+    repeated : bool
+        Whether a subject has two scans, so that there are sessions to tell apart.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        centre: np.ndarray,
+        width: np.ndarray,
+        spread: np.ndarray,
+        repeated: bool,
+    ) -> None:
+        P, q = len(centre), data[2].shape[1]
+        self.data, self.P, self.repeated = data, P, repeated
+        self.scale = np.concatenate([spread, WITHIN * spread]) if repeated else spread
+        self.shapes = beta_shapes(ETA, P)
+        mean, sd = np.zeros((P, q)), np.repeat(spread[:, None], q, axis=1)
+        mean[:, 0], sd[:, 0] = centre, width
+        self.mean, self.precision = mean.ravel(), 1 / sd.ravel() ** 2
+        self.start = np.concatenate([np.log(0.3 * self.scale), np.zeros(len(self.shapes))])
+
+    def split(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Give standard deviations between subjects, partial correlations, F, standard deviations within."""
+        P, sd = self.P, np.exp(point[: len(self.scale)])
+        partial = np.tanh(point[len(self.scale) :])
+        F = sd[:P, None] * np.array(correlation_cholesky(partial, P), float)
+        return sd[:P], partial, F, sd[P:] if self.repeated else np.zeros(P)
+
+    def __call__(self, point: np.ndarray) -> float:
+        """Log-density, up to a constant."""
+        logs, z = point[: len(self.scale)], point[len(self.scale) :]
+        if logs.max() > 5 or np.abs(z).max(initial=0) > 15:
+            return -np.inf
+        _, _, F, omega = self.split(point)
+        prior = (logs - 0.5 * np.exp(2 * logs) / self.scale**2).sum()
+        prior -= (2 * self.shapes * np.logaddexp(z, -z)).sum()  # Beta density and its Jacobian, in atanh
+        return float(prior + marginal(F, omega, self.data, self.mean, self.precision)[0])
+
+
+def _complete(
+    density: Density, x: np.ndarray, order: np.ndarray, scans: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw effects and the scans' mean theta given draws (chain, draw, ...) of the hyperparameters."""
+    chains, draws, P = *x.shape[:2], density.P
+    q = len(density.mean) // P
+    keep = min(draws, max(25, MEAN_DRAWS // (chains * scans)))
+    kept = np.linspace(0, draws - 1, keep).astype(int)
+    at = {int(d): n for n, d in enumerate(kept)}
+    subjects = len(density.data[3]) - 1
+    sd, within = np.empty((chains, draws, P)), np.empty((chains, draws, P))
+    partial = np.empty((chains, draws, len(density.shapes)))
+    coefficient = np.empty((chains, draws, P, q))
+    theta = np.full((chains, keep, scans, P), np.nan)
+    out = np.empty((len(order), P))
+    for c, d in np.ndindex(chains, draws):
+        sd[c, d], partial[c, d], F, within[c, d] = density.split(x[c, d])
+        _, mean, factor = marginal(F, within[c, d], density.data, density.mean, density.precision)
+        beta = mean + np.linalg.solve(factor.T, rng.standard_normal(P * q))
+        coefficient[c, d] = beta.reshape(P, q)
+        if d in at:
+            normal = rng.standard_normal((len(order) + subjects, P))
+            draw_means(F, within[c, d], *density.data, coefficient[c, d], normal, out)
+            theta[c, at[d], order] = out
+    return {
+        "coefficient": coefficient, "between_sd": sd, "between_correlation": correlations(partial, P),
+        "within_sd": within, "scans": theta,
+    }  # fmt: skip

@@ -1,0 +1,158 @@
+"""What each fit of a study knows of its regions, in few numbers: what the level above takes."""
+
+import csv
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import xarray as xr
+
+from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.priors import TissuePrior
+from ivimbayes.signals import SIGNALS
+from ivimbayes.spec import ModelSpec
+from ivimbayes.summary import diagnose
+
+LEAST_GAIN = 1e-3  # of a scan's information on a direction of theta, over the prior's
+Fit = xr.DataTree | str | Path
+
+
+def region_estimates(fits: Sequence[Fit]) -> xr.Dataset:
+    """Reduce fits to what a study's model needs: what each knows of each region's mean theta.
+
+    Parameters
+    ----------
+    fits : sequence of DataTree or path
+        From `fit`, or files ``posterior.nc`` or their folders; of one signal model. A region may be absent
+        from some.
+
+    Returns
+    -------
+    Dataset
+        ``mean`` (fit, roi, parameter) and ``covariance`` (fit, roi, parameter, other) of the posterior of the
+        region's mean theta, ``centre`` and ``width`` (fit, roi, parameter) of its prior; NaN where a fit has
+        no such region, or its verdict there is ``failed``, of which a warning tells. ``spread`` (roi,
+        parameter) is the prior scale of standard deviations. It can be stored by `Dataset.to_netcdf`, and
+        takes the place of the fits.
+
+    Raises
+    ------
+    InputError
+        If a fit cannot be read, or the signal models differ.
+    """
+    read = [_read(one, n) for n, one in enumerate(fits)]
+    if not read:
+        raise InputError("fits: none given; give those of at least one subject")
+    signals = {spec.signal for spec, *_ in read}
+    if len(signals) > 1:
+        raise InputError(f"fits: of {' and '.join(sorted(signals))} signals; give those of one signal model")
+    signal = signals.pop()
+    names = list(dict.fromkeys(name for *_, drawn, failed in read for name in drawn if name not in failed))
+    if not names:
+        raise InputError("fits: no region of any is to be trusted; see the verdicts of ivimbayes summary")
+    P = len(SIGNALS[signal].parameters)
+    shape = (len(read), len(names), P)
+    mean, centre, width = (np.full(shape, np.nan) for _ in range(3))
+    _warn([(n, name) for n, (_, _, _, failed) in enumerate(read) for name in failed], len(read))
+    covariance = np.full((*shape, P), np.nan)
+    for n, (_, priors, drawn, failed) in enumerate(read):
+        for name in set(drawn) - failed:
+            mu = drawn[name]
+            r, prior = names.index(name), priors[name].theta(signal)
+            mean[n, r], covariance[n, r] = mu.mean(axis=0), np.atleast_2d(np.cov(mu.T))
+            centre[n, r], width[n, r] = prior.centre, prior.width
+    spread = {
+        name: priors[name].theta(signal).spread for _, priors, drawn, _ in reversed(read) for name in drawn
+    }
+    dims = ("fit", "roi", "parameter")
+    return xr.Dataset(
+        {
+            "mean": (dims, mean), "covariance": ((*dims, "other"), covariance), "centre": (dims, centre),
+            "width": (dims, width), "spread": (dims[1:], np.stack([spread[name] for name in names])),
+        },
+        coords={"roi": names, "parameter": list(SIGNALS[signal].parameters)},
+        attrs={"signal": signal},
+    )  # fmt: skip
+
+
+def _warn(failed: list[tuple[int, str]], fits: int) -> None:
+    if failed:
+        shown = ", ".join(f"{name!r} of fit {n + 1}" for n, name in failed[:5])
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        warnings.warn(
+            f"regions left out, since their posteriors are not to be trusted: {shown}{more} (of {fits} fits)",
+            InputWarning,
+            stacklevel=3,
+        )
+
+
+def _read(one: Fit, place: int) -> tuple[ModelSpec, dict[str, TissuePrior], dict[str, np.ndarray], set[str]]:
+    """Specification, priors and draws (draw, parameter) of mean theta of each region; those that failed."""
+    if isinstance(one, xr.DataTree):
+        if "spec" not in one.attrs or "posterior" not in one.children:
+            raise InputError(
+                f"fits[{place}]: not a fit; give a tree from fit, or the path of its posterior.nc"
+            )
+        posterior = one["posterior"].to_dataset()
+        names = posterior["roi"].values.astype(str).tolist()
+        mu, spec, priors = posterior["mu"].transpose(..., "roi", "parameter").values, *_attrs(one.attrs)
+        failed = {name for name, d in diagnose(one, voxels=False).items() if d.verdict == "failed"}
+    else:
+        path = Path(one)
+        path = path / "posterior.nc" if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run ivimbayes fit first, or name the folder it wrote")
+        try:  # a study has thousands of these: the rest of the file is not read
+            with h5py.File(path) as file:
+                mu = file["posterior/mu"][...]
+                names = [name.decode() for name in file["posterior/roi"][...]]
+                spec, priors = _attrs(file.attrs)
+        except (OSError, KeyError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: not a stored fit ({error}); run ivimbayes fit again") from None
+        failed = _failed(path)
+    flat = mu.astype(float).reshape(-1, *mu.shape[2:])
+    return spec, priors, {name: flat[:, r] for r, name in enumerate(names)}, failed
+
+
+def _failed(path: Path) -> set[str]:
+    """Regions whose verdict is ``failed`` in the table beside a stored fit."""
+    beside = path.with_name(path.name.replace("posterior.nc", "summary.tsv"))
+    if not beside.is_file():
+        raise InputError(f"{beside}: no such file, which holds the verdicts; run ivimbayes fit again")
+    try:
+        with beside.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        return {row["roi"] for row in rows if row["verdict"] == "failed"}
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{beside}: not a table of a fit ({error}); run ivimbayes fit again") from None
+
+
+def _attrs(attrs: Any) -> tuple[ModelSpec, dict[str, TissuePrior]]:
+    spec = ModelSpec.from_json(attrs["spec"])
+    return spec, {name: TissuePrior.from_dict(p) for name, p in json.loads(attrs["priors"]).items()}
+
+
+def gaussian_likelihood(
+    mean: np.ndarray, covariance: np.ndarray, centre: np.ndarray, width: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a normal posterior (..., parameter) by its normal prior.
+
+    Returns
+    -------
+    ndarray (..., parameter, parameter), (..., parameter)
+        Precision of the likelihood, and precision times mean. No direction of theta has less information
+        than `LEAST_GAIN` of the prior's: where the posterior is as wide as the prior, or wider, by chance.
+    """
+    scale = 1 / width
+    white = scale[..., :, None] * covariance * scale[..., None, :]
+    values, vectors = np.linalg.eigh(white)
+    values = np.minimum(values, 1 / (1 + LEAST_GAIN))
+    m = np.einsum("...ji,...j->...i", vectors, (mean - centre) * scale)
+    gain, pull = 1 / values - 1, m / values
+    Lambda = np.einsum("...i,...ij,...j,...kj,...k->...ik", scale, vectors, gain, vectors, scale)
+    eta = scale * np.einsum("...ij,...j->...i", vectors, pull)
+    return Lambda, eta + np.einsum("...ij,...j->...i", Lambda, centre)
