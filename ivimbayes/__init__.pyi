@@ -13,6 +13,7 @@ from .check_plots import plot_khat as plot_khat
 from .check_plots import plot_loo_pit as plot_loo_pit
 from .check_plots import plot_trace as plot_trace
 from .cohort import fit_cohort as fit_cohort
+from .cohort_plots import plot_cohort as plot_cohort
 from .compare import compare_models as compare_models
 from .contrasts import all_contrasts as all_contrasts
 from .contrasts import contrast as contrast

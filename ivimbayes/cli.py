@@ -327,6 +327,8 @@ def map_command(
         if rois is None:
             fitted_regions = [str(name) for name in tree["posterior"].to_dataset()["roi"].values]
             typer.echo(f"population: that of {', '.join(fitted_regions)}{_together(fitted_regions)}")
+            if mask is None:
+                typer.echo("no mask: air is mapped too, as what the population expects; see the contraction")
         typer.echo(describe_maps(made))
         write_map_files(made, store, folder, form)
     typer.echo(f"written to {out}")

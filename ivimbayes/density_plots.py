@@ -82,7 +82,12 @@ def plot_prior_posterior(tree: xr.DataTree, roi: str, axes: Any = None) -> Any:
         ax.fill_between(x, 0, posterior, color=BLUE, alpha=0.25, lw=0)
         ax.plot(x, posterior, color=BLUE, lw=1.5, label="posterior")
         per = " per ln unit" if logarithmic else f" per {unit_of(name)}" if unit_of(name) else ""
-        ax.set(xlabel=label_of(name), ylabel=f"density{per}", ylim=(0, None), xlim=(x[0], x[-1]))
+        ax.set(
+            xlabel=label_of(name),
+            ylabel=f"density\n{per.strip()}".strip(),
+            ylim=(0, None),
+            xlim=(x[0], x[-1]),
+        )
         ax.set_title(plain(roi))
         if logarithmic:
             log_scale(ax.xaxis)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from cycler import cycler
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ivimbayes.errors import InputError
 from ivimbayes.signals import FRACTIONS, PARAMETERS, SIGNALS, Signal
@@ -27,6 +27,7 @@ CHAINS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 UNITS = {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}
+FEW_TICKS = 4.0  # upper end over lower of a logarithmic axis
 LONGEST = 32  # characters of a label
 SHORT_NAMES = {"sigma": "σ"}
 
@@ -157,9 +158,11 @@ def name_regions(ax: Any, x: np.ndarray, regions: Sequence[str]) -> None:
 
 
 def log_scale(axis: Any) -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5, or evenly where it is short."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    few = low > 0 and high < FEW_TICKS * low  # 1, 2 and 5 would leave one tick or none
+    axis.set_major_locator(MaxNLocator(4) if few else LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -70,7 +70,9 @@ def _read(path: Path, required: bool) -> dict[int, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f'{path}: no such file; give names as {{"1": "liver"}} or a dseg.tsv') from None
+        raise InputError(
+            f'{path}: no such file; give names as 1=liver,2=kidney, {{"1": "liver"}} in JSON or a dseg.tsv'
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give names as JSON or a dseg.tsv") from None
     return _from_tsv(text, path) if path.suffix == ".tsv" else _from_json(text, path, required)

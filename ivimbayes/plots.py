@@ -67,7 +67,8 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
     check_region(tree, roi)
     posterior, signal = tree["posterior"].to_dataset(), signal_of(tree)
     ax = one_axes(ax)
-    region = posterior.drop_dims("voxel").sel(roi=roi).stack(sample=("chain", "draw"))
+    names = [f"{p}_roi" for p in signal.parameters]
+    region = posterior[names].drop_dims("voxel", errors="ignore").sel(roi=roi).stack(sample=("chain", "draw"))
     region = region.isel(sample=np.linspace(0, region.sizes["sample"] - 1, curves).astype(int))
     measured_b = np.asarray(tree["observed_data"]["b"].values, float)
     b = xr.DataArray(np.linspace(0, measured_b.max(), 201), dims="b")

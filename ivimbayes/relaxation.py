@@ -319,7 +319,9 @@ def _chosen(
     if not missing:
         return {k: given[k] for k in wanted} | {"source": "given"}
     if field is None:
-        raise InputError(f"{missing[0]}_{part} is not given; give it in ms, or the field strength in T")
+        raise InputError(
+            f"{missing[0]}_{part} is not given; give it in ms, or the field strength in T (--field)"
+        )
     entry = relaxation_times(tissue, field)
     source = f"{entry.source} ({entry.tissue}, {entry.field:g} T)"
     return {k: getattr(entry, k) if k in missing else given[k] for k in wanted} | {

@@ -276,7 +276,7 @@ def _select(
         if label not in present:
             raise InputError(
                 f"{path}: no voxel of region {name!r} (label {label}); "
-                "correct its name file, or choose the regions to fit by name"
+                "correct --names or the names' file, or choose the regions to fit by name"
             )
     labels = np.where(inside & np.isin(labels, list(names)), labels, 0).astype(np.int32)
     for label, name in names.items():

@@ -298,7 +298,7 @@ def _sentence(rows: list[dict[str, object]]) -> str:
     said = "; ".join(parts) + "."
     if rows[0]["verdict"] != "converged":
         said += f" A fit of this region is {rows[0]['verdict']}: do not rely on this."
-    return said[0].upper() + said[1:]
+    return "W" + said[1:] if said.startswith("whether") else said  # f is a symbol, and stays small
 
 
 def _attrs(name: str) -> dict[str, str]:

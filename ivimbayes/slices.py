@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 import nibabel as nib
@@ -62,6 +62,8 @@ class Slices:
         Width over height, as CSS.
     sides : tuple of str
         What is at the left and at the top; empty where the affine does not tell.
+    total : int
+        Slices of the volume.
     """
 
     numbers: tuple[int, ...]
@@ -70,6 +72,7 @@ class Slices:
     rows: tuple[tuple[Picture, ...], ...]
     aspect: str
     sides: tuple[str, str]
+    total: int
 
 
 def has_numbers(maps: xr.Dataset) -> bool:
@@ -109,7 +112,7 @@ def draw_slices(maps: xr.Dataset, budget: int = BUDGET) -> Slices:
             break
         every += max(1, int(every * (size / budget - 1)))
         share = planes[(every // 2) % len(planes) :: every]
-    return Slices(made.numbers, len(planes) - len(share), made.underlay, made.rows, made.aspect, made.sides)
+    return replace(made, left_out=len(planes) - len(share))
 
 
 def _draw(maps: xr.Dataset, drawn: np.ndarray, planes: np.ndarray) -> Slices:
@@ -144,7 +147,7 @@ def _draw(maps: xr.Dataset, drawn: np.ndarray, planes: np.ndarray) -> Slices:
             ),
         )
     )
-    return Slices(tuple(map(int, planes)), 0, underlay, tuple(rows), turn.aspect, turn.sides)
+    return Slices(tuple(map(int, planes)), 0, underlay, tuple(rows), turn.aspect, turn.sides, drawn.shape[2])
 
 
 class _Turn:

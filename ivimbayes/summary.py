@@ -35,7 +35,7 @@ VERDICTS = ("converged", "doubtful", "failed")
 R_HAT_VOXEL = 1.05
 IDENTIFIED = 0.5
 LEVELS = ("failed", "doubtful", "caution", "note")
-KURTOTIC_B = 1000.0  # s/mm²
+KURTOTIC_B = 1000.0  # s/mm2
 GAUSSIAN_SNR = 5.0  # at the highest b; below it magnitudes need Rician noise
 MODE_WEIGHT, MODE_VALLEY, MODE_DRAWS = 0.05, 0.6, 4000
 
@@ -200,7 +200,7 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         (100 for the spread between voxels), R-hat of a single voxel above 1.05, more than 0.1 % divergent,
         E-BFMI below 0.3, or two modes. Cautions do not change the verdict, which is on the sampling: a signal
         at the highest b below 5 times the noise, which Gaussian noise does not describe; b values above 1000
-        s/mm² under a model without kurtosis; a region's value outside the 95 % range of its prior. What the
+        s/mm2 under a model without kurtosis; a region's value outside the 95 % range of its prior. What the
         data could not tell is a note.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
@@ -359,10 +359,17 @@ def _conflict(mine: xr.Dataset, prior: ThetaPrior, tissue: str) -> list[Finding]
     names = [str(name) for name in mine["parameter"].values]
     signal = next(s for s in SIGNALS.values() if s.parameters == tuple(names))
     mean = mine["mu"].mean(("chain", "draw")).values
-    ends = [signal.values(*(prior.centre + side * 1.96 * prior.width)) for side in (-1, 1)]
     findings = []
     for i, name in enumerate(names):
         if abs(mean[i] - prior.centre[i]) > 1.96 * prior.width[i]:
+            ends = []
+            for side in (
+                -1,
+                1,
+            ):  # this value's theta as it is judged, the others as found
+                theta = mean.copy()
+                theta[i] = prior.centre[i] + side * 1.96 * prior.width[i]
+                ends.append(signal.values(*theta))
             scale, label = PARAMETERS[name].display_scale, PARAMETERS[name].label
             value, low, high = (
                 scale * float(v) for v in (mine[f"{name}_roi"].median(), ends[0][i], ends[1][i])

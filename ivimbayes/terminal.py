@@ -31,6 +31,14 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
+def _show(console: Console, table: Table) -> None:
+    """Print a table in its full width: numbers are never cut, a narrow terminal wraps lines."""
+    wide = console.options.update(max_width=1000)
+    before, console.width = console.width, max(console.width, table.__rich_measure__(console, wide).maximum)
+    console.print(table)
+    console.width = before
+
+
 def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.DataTree) -> None:
     """Print the posterior of each region and what was found about it."""
     console = Console(markup=False, highlight=False, width=None)
@@ -45,7 +53,7 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
                 f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}", spread,
                 f"{min(row['ess_bulk'], row['ess_tail']):.0f}", f"{row['r_hat']:.3f}",
             )  # fmt: skip
-    console.print(shown)
+    _show(console, shown)
     console.print()
     for roi, diagnosis in diagnoses.items():
         fitted = int((posterior["voxel_roi"].values == roi).sum())
@@ -73,7 +81,7 @@ def print_sensitivity(table: pd.DataFrame) -> None:
                 *("n/a" if pd.isna(n) else f"{n:.3f}" for n in numbers), row["diagnosis"],
             )  # fmt: skip
     console.print()
-    console.print(shown)
+    _show(console, shown)
     flagged = int((table["diagnosis"] != "").sum())
     console.print(f"{flagged} of {len(table)} values are sensitive to their prior (0.05 or more)")
     for roi, kurtosis in table.attrs.get("kurtosis", {}).items():
@@ -107,7 +115,7 @@ def print_check(checked: xr.Dataset, verdicts: Mapping[str, str]) -> None:
                 f"{float(at['b']):g}", f"{float(at['measured']):.3f}", f"{median:.3f}",
                 f"{low:.3f} to {high:.3f}", "yes" if bool(at["inside"]) else "no",
             )  # fmt: skip
-        console.print(shown)
+        _show(console, shown)
         console.print(f"{roi}: {verdict}\n", soft_wrap=True)
     console.print(f"signals relative to b = {float(checked['b'][0]):g}; nothing was fitted")
 
@@ -124,7 +132,7 @@ def print_truth(table: pd.DataFrame) -> None:
             "yes" if row["inside"] else "no",
         )  # fmt: skip
     console.print()
-    console.print(shown)
+    _show(console, shown)
     console.print(f"{int(table['inside'].sum())} of {len(table)} true values lie inside their 95 % HDI")
 
 
@@ -138,7 +146,7 @@ def print_volume(table: pd.DataFrame, corrected: xr.Dataset) -> None:
             row["roi"] if first else "", row["parameter"], _number(row["median"]),
             f"{_number(row['hdi_low'])} to {_number(row['hdi_high'])}",
         )  # fmt: skip
-    console.print(shown)
+    _show(console, shown)
     console.print()
     used = json.loads(corrected.attrs["relaxation"])
     TR = f", TR {corrected.attrs['TR_ms']:g} ms" if "TR_ms" in corrected.attrs else ""
@@ -160,7 +168,7 @@ def print_precision(table: pd.DataFrame) -> None:
             _number(row["value"]), _number(row["prior_sd"]), "none" if math.isinf(bound) else _number(bound),
             _number(row["expected_sd"]), f"{max(row['contraction'], 0.0):.2f}",
         )  # fmt: skip
-    console.print(shown)
+    _show(console, shown)
     console.print(
         "prior: median and sd; bound: Cramér-Rao, at the median; expected sd: of a voxel's posterior; "
         "contraction: share of the prior variance that the signals take away",
@@ -179,7 +187,7 @@ def print_comparison(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:
                 f"{row['elpd_diff']:.1f}", f"{row['se_diff']:.1f}", f"{row['p_loo']:.1f}",
                 f"{row['weight']:.2f}", f"{row['pareto_k']:.2f}", row["verdict"],
             )  # fmt: skip
-        console.print(shown)
+        _show(console, shown)
         for row in rows.to_dict("records"):
             if row["warning"]:
                 console.print(f"  {row['fit']}: {row['warning']}", soft_wrap=True)
@@ -199,7 +207,7 @@ def print_calibration(table: pd.DataFrame, converged: float, replicates: int) ->
             f"{100 * row['coverage_50']:.1f} %", f"{100 * row['coverage_95']:.1f} %", f"{row['z']:+.2f}",
             f"{row['contraction']:.2f}",
         )  # fmt: skip
-    console.print(shown)
+    _show(console, shown)
     console.print()
     outside = table.loc[~table["inside"], "quantity"].tolist()
     said = f"outside their band: {', '.join(outside)}" if outside else "all inside their bands"
@@ -220,7 +228,7 @@ def print_change(table: pd.DataFrame, sentences: Mapping[str, str]) -> None:
                 f"{row['difference']:+.3g}", f"{row['difference_low']:+.3g} to {row['difference_high']:+.3g}",
                 f"{row['ratio']:.2f}", f"{row['p_increase']:.2f}", row["finding"],
             )  # fmt: skip
-    console.print(shown)
+    _show(console, shown)
     console.print()
     for roi, sentence in sentences.items():
         console.print(f"{roi}: {sentence}", soft_wrap=True)
@@ -242,7 +250,7 @@ def print_effects(table: pd.DataFrame) -> None:
                     f"{row['difference_low']:+.3g} to {row['difference_high']:+.3g}", f"{row['ratio']:.2f}",
                     f"{row['p_greater']:.3f}",
                 )  # fmt: skip
-        console.print(shown)
+        _show(console, shown)
         console.print()
 
 
@@ -253,7 +261,7 @@ def print_regions(table: pd.DataFrame) -> None:
     for row in table.to_dict("records"):
         medians = (PARAMETERS[p].display_scale * row[p] for p in ("f", "D", "D_star"))
         shown.add_row(row["roi"], *("n/a" if pd.isna(m) else _number(m) for m in medians))
-    console.print(shown)
+    _show(console, shown)
     console.print()
     states = table.columns[list(table.columns).index("D_star") + 1 :]
     for row in table.to_dict("records"):

@@ -117,7 +117,7 @@ def posterior_maps(
     ``failed``: Pareto k above 1, or a population that failed.
     """
     if reason := why_not_mapped(fit, noise):
-        raise InputError(f"fit: {reason}; fit it so, or go without maps (--no-maps)")
+        raise InputError(f"maps: {reason}; fit the scan with that")
     noise = ModelSpec.from_json(fit.attrs["spec"]).noise if noise is None else noise
     task = _make_task(
         scan, fit, noise=noise, interval=interval, keep_draws=keep_draws, perfusion_prior=perfusion_prior,

@@ -53,7 +53,7 @@ FLOORS = (
     },
     {"cohort", "blocks", "plots", "protocol_plots", "density_plots", "map_plots", "check_plots"},
     {"running", "report", "joint", "contrasts"},
-    {"voxelwise", "workers", "bids_results"},
+    {"voxelwise", "workers", "bids_results", "cohort_plots"},
     {"folders", "osipi", "bids"},
     {"cli_bids", "cli_calibrate", "cli_cohort", "cli_protocol", "cli_sessions"},
     {"cli"},

@@ -20,6 +20,7 @@ from ivimbayes import (
     diagnose,
     fit_cohort,
     fit_joint,
+    plot_cohort,
     predict_cohort,
     read_cohort,
     region_estimates,
@@ -361,6 +362,27 @@ def test_two_stages_agree_with_the_joint_model() -> None:
     assert np.abs((left["mean"] - right["mean"]) / right["sd"]).max() < 0.15
     shifted = right["mean"].to_numpy().reshape(3, -1)[:, [*range(1, 6), 0]].ravel()
     assert np.abs((left["mean"] - shifted) / right["sd"]).max() > 1
+
+
+def test_the_plot_shows_each_scan(cohort: xr.DataTree, refused: Refused) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    ax = plot_cohort(cohort, "D_star")
+    table = scan_table(cohort)
+    table = table[table["parameter"] == "D_star"]
+    control, patient, alone = ax.lines
+    assert [len(line.get_xdata()) for line in ax.lines] == [16, 16, 32]
+    assert sorted(alone.get_xdata()) == pytest.approx(sorted(table["alone"]))
+    mine = table[table["group"] == "patient"]
+    assert sorted(patient.get_xdata()) == pytest.approx(sorted(mine["median"]))
+    assert ax.get_xlabel() == "D* (10⁻³ mm²/s)" and ax.get_title() == "liver"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "group control", "group patient", "its fit alone",
+    ]  # fmt: skip
+    matplotlib.pyplot.close("all")
+    refused(lambda: plot_cohort(cohort, "K"), "'K'", "f, D, D_star")
+    refused(lambda: plot_cohort(cohort, by="sex"), "'sex'", "group, session")
 
 
 # ---------------------------------------------------------------- command line

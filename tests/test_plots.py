@@ -360,7 +360,7 @@ def test_sessions_need_the_same_fits(tree: xr.DataTree, refused: Callable[..., s
 def test_prior_and_posterior_densities(tree: xr.DataTree) -> None:
     axes = ib.plot_prior_posterior(tree, "kidney")
     assert [ax.get_xlabel() for ax in axes] == [LABELS[p] for p in ("f", "D", "D_star")]
-    per = ["density", "density per 10⁻³ mm²/s", "density per 10⁻³ mm²/s"]
+    per = ["density", "density\nper 10⁻³ mm²/s", "density\nper 10⁻³ mm²/s"]
     assert [ax.get_ylabel() for ax in axes] == per
     assert legend(axes[0]) == ["prior", "posterior"]
     for ax, name in zip(axes, ("f", "D", "D_star"), strict=True):
@@ -716,3 +716,13 @@ def test_a_real_fit_is_drawn(short_fit: xr.DataTree) -> None:
     ax = ib.plot_decay(short_fit, "kidney")
     assert legend(ax) == ["a voxel's measurement", "region", "tissue part", "vascular part", "mean measured"]
     assert len(ax.lines[-1].get_xdata()) == 16
+
+
+@pytest.mark.filterwarnings("ignore:simulation. b values between 0 and 150")  # of the simplified model
+@pytest.mark.parametrize("name", list(SIGNALS))
+def test_decay_of_a_fit_of_every_signal(name: str, phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> None:
+    """Also where there is nothing to correlate (one parameter): from a fit, not a tree made by hand."""
+    short = {"draws": 50, "tune": 50, "chains": 2, "voxels_per_roi": 6, "retry": False, "progress": False}
+    tree = ib.fit(phantom_scan[0], ModelSpec(signal=name), **short)
+    ax = ib.plot_decay(tree, str(tree["posterior"]["roi"].values[0]))
+    assert all(np.isfinite(line.get_ydata()).all() for line in ax.lines)

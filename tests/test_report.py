@@ -15,7 +15,16 @@ import xarray as xr
 from PIL import Image
 from typer.testing import CliRunner
 
-from ivimbayes import posterior_maps, read_maps, summarize, write_maps, write_report, write_tree
+from ivimbayes import (
+    ModelSpec,
+    fit,
+    posterior_maps,
+    read_maps,
+    summarize,
+    write_maps,
+    write_report,
+    write_tree,
+)
 from ivimbayes.cli import app
 from ivimbayes.errors import InputError
 from ivimbayes.report import number
@@ -273,3 +282,10 @@ def test_report_from_the_shell(short_fit: xr.DataTree, maps: xr.Dataset, tmp_pat
     (tmp_path / "taken.html").write_text("mine")
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(tmp_path / "taken.html")])
     assert isinstance(done.exception, InputError) and (tmp_path / "taken.html").read_text() == "mine"
+
+
+def test_report_of_a_single_parameter(phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path) -> None:
+    short = {"draws": 50, "tune": 50, "chains": 2, "voxels_per_roi": 6, "retry": False, "progress": False}
+    tree = fit(phantom_scan[0], ModelSpec(signal="monoexponential"), **short)
+    write_report(tree, tmp_path / "report.html")
+    assert "mono-exponential" in (tmp_path / "report.html").read_text(encoding="utf-8")

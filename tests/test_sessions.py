@@ -39,7 +39,7 @@ def test_a_change_is_found_and_no_other(short_fit: xr.DataTree) -> None:
     assert table.loc[("liver", "f"), "ratio"] == pytest.approx(1.6, rel=0.03)
     before = short_fit["posterior"]["D_roi"].sel(roi="liver")
     assert table.loc[("liver", "D"), "difference"] == pytest.approx(-300 * float(before.median()), rel=0.1)
-    assert "F increased (probability" in change.sentences["liver"]
+    assert "f increased (probability" in change.sentences["liver"]
     assert "D decreased" in change.sentences["liver"]
     assert change.draws["D"].attrs["units"] == "mm2/s"
 
@@ -53,10 +53,10 @@ def test_numbers_are_those_of_independent_normals() -> None:
         dims = ("chain", "draw", "roi")
         posterior = xr.Dataset({"D_roi": (dims, draws)}, coords={"roi": ["gel"]})
         trees.append(xr.DataTree.from_dict({"posterior": posterior}))
-    from ivimbayes.sessions import _paired, _row
+    from ivimbayes.sessions import _paired, change_row
 
     one, two = _paired(trees[0], trees[1], "D", "gel", np.random.default_rng(1))
-    row = _row("gel", "D", one, two, (0.1e-3, False))
+    row = change_row("gel", "D", one, two, (0.1e-3, False))
     sd = 0.1 * np.sqrt(2)
     assert row["p_increase"] == pytest.approx(norm.cdf(0.2 / sd), abs=0.01)
     assert row["p_above"] == pytest.approx(norm.sf((0.1 - 0.2) / sd), abs=0.02)
@@ -64,7 +64,7 @@ def test_numbers_are_those_of_independent_normals() -> None:
         norm.cdf((0.1 - 0.2) / sd) - norm.cdf((-0.1 - 0.2) / sd), abs=0.02
     )
     assert row["difference_high"] - row["difference_low"] == pytest.approx(2 * 1.96 * sd, rel=0.04)
-    relative = _row("gel", "D", one, two, (0.1, True))
+    relative = change_row("gel", "D", one, two, (0.1, True))
     assert relative["p_equivalent"] == pytest.approx(row["p_equivalent"], abs=0.02)
     assert relative["rope"] == pytest.approx(0.1, rel=0.02)
 
@@ -144,7 +144,7 @@ def test_command_compares_sessions(folders: tuple[Path, Path], tmp_path: Path) -
         app, ["compare", before, after, "--sessions", "--rope", "D=5%", "--out", str(out)]
     )
     assert done.exit_code == 0, done.output
-    assert "F increased" in done.output.replace("\n", " ")
+    assert "f increased" in done.output.replace("\n", " ")
     assert out.read_text().startswith("roi\tparameter\tunit\tbefore\tafter\tdifference")
 
 

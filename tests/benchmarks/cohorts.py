@@ -29,7 +29,7 @@ SUBJECTS, WITHIN = (0.2, 0.05, 0.2), (0.3, 0.12, 0.3)
 CONTROL = np.array(tuple(tissue_prior("liver").centre.values()))
 PATIENT = CONTROL * [0.7, 1.0, 1.3]
 GROUPS = ("control", "patient")
-FITTED = {"draws": 400, "tune": 300, "chains": 2, "retry": False, "progress": False}
+FITTED = {"draws": 400, "tune": 300, "chains": 2, "progress": False}
 
 
 def scan_of(seed: int, people: int) -> tuple[xr.Dataset, pd.DataFrame]:
@@ -78,7 +78,8 @@ def naive(estimates: xr.Dataset, design: pd.DataFrame) -> dict[str, tuple[float,
     rng, found = np.random.default_rng(0), {}
     means = []
     for group in GROUPS:
-        mine = np.flatnonzero(design["group"] == group)
+        there = estimates["mean"].notnull().all(("roi", "parameter")).values
+        mine = np.flatnonzero((design["group"] == group) & there)
         precision = np.linalg.inv(estimates["covariance"].values[mine, 0])
         total = np.linalg.inv(precision.sum(axis=0))
         mean = total @ np.einsum("sij,sj->i", precision, estimates["mean"].values[mine, 0])
