@@ -27,7 +27,7 @@ CHAINS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 UNITS = {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}
-FEW_TICKS = 4.0  # upper end over lower of a logarithmic axis
+FEW_TICKS = 6.0  # upper end over lower of a logarithmic axis
 LONGEST = 32  # characters of a label
 SHORT_NAMES = {"sigma": "σ"}
 

@@ -23,7 +23,7 @@ from ivimbayes.voxelwise import posterior_maps
 KEYS = {"f": "f", "D": "D", "Dp": "D_star", "S0": "S0"}  # the collection's names, and the package's
 ORDER = ("D", "f", "Dp", "S0")  # of bounds and guesses given without names
 RANGES = {"f": (0.0, 1.0), "D": (0.0, np.inf), "Dp": (0.0, np.inf), "S0": (0.0, np.inf)}
-SUFFIXES = ("", "_sd", "_low", "_high")
+SUFFIXES = ("", "_mean", "_sd", "_low", "_high")
 RESULTS = (*(key + suffix for key in KEYS for suffix in SUFFIXES), "sigma", "status")
 CURVE_DRAWS, CURVE_TAIL = 4096, 0.1  # of single curves, of which there are few
 KEPT, FEWEST = 200, 50  # draws of a pooled voxel, and those that must lie within the bounds
@@ -127,9 +127,10 @@ class IvimBayes:
         Returns
         -------
         dict of str to float or ndarray (...)
-            ``f``, ``D``, ``Dp`` (D*) and ``S0``: medians of the posterior; each with ``_sd``, ``_low`` and
-            ``_high``, its standard deviation and the ends of its interval; ``sigma``, the noise, and
-            ``status``: 1 ok, 2 doubtful, 3 failed. D and Dp in mm²/s, S0 and sigma in the signals' unit.
+            ``f``, ``D``, ``Dp`` (D*) and ``S0``: medians of the posterior; each with ``_mean``, ``_sd``,
+            ``_low`` and ``_high``, its mean, standard deviation and the ends of its interval; ``sigma``, the
+            noise, and ``status``: 1 ok, 2 doubtful, 3 failed. D and Dp in mm²/s, S0 and sigma in the signals'
+            unit.
 
         Raises
         ------
@@ -221,7 +222,7 @@ class IvimBayes:
         flat = (signal / scale[..., None]).reshape(-1, len(b))
         bounds = {KEYS[key]: pair for key, pair in _read_bounds(self.bounds).items()}
         found = summarise_curves(flat, b, self.prior, bounds, interval=self.interval, **effort)
-        names = {"": "median", "_sd": "sd", "_low": "low", "_high": "high"}
+        names = {"": "median", "_mean": "mean", "_sd": "sd", "_low": "low", "_high": "high"}
         result = {
             key + suffix: found[f"{name}_{names[suffix]}"].reshape(scale.shape)
             for key, name in KEYS.items()
@@ -256,7 +257,7 @@ class IvimBayes:
         maps = posterior_maps(
             scan, tree, interval=self.interval, keep_draws=KEPT if bounds else 0, seed=seed, progress=False
         )
-        ends = {"": "median", "_sd": "sd", "_low": "hdi_low", "_high": "hdi_high"}
+        ends = {"": "median", "_mean": "mean", "_sd": "sd", "_low": "hdi_low", "_high": "hdi_high"}
         result = {
             key + suffix: maps[f"{name}_{end}"].values[:, 0, 0].astype(float)
             for key, name in KEYS.items()
@@ -286,11 +287,12 @@ def _cut(
     for v in np.flatnonzero((kept < len(inside)) & (result["status"] != STATUS["failed"])):
         for key in KEYS:
             chosen = np.sort(draws[key][inside[:, v], v]) * (scale[v] if key == "S0" else 1.0)
-            numbers = [np.nan] * 4
+            numbers = [np.nan] * len(SUFFIXES)
             if kept[v] >= FEWEST:
                 size = int(np.ceil(interval * len(chosen)))
                 start = int(np.argmin(chosen[size - 1 :] - chosen[: len(chosen) - size + 1]))
-                numbers = [np.median(chosen), chosen.std(), chosen[start], chosen[start + size - 1]]
+                ends = chosen[start], chosen[start + size - 1]
+                numbers = [np.median(chosen), chosen.mean(), chosen.std(), *ends]
             for suffix, number in zip(SUFFIXES, numbers, strict=True):
                 result[key + suffix][v] = number
         if kept[v] < FEWEST:
