@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line, open_image, read_values
 from ivimbayes.signals import PARAMETERS
 from ivimbayes.storage import replacing
 
@@ -129,7 +130,12 @@ def read_maps(folder: str | Path) -> xr.Dataset:
     folder = Path(folder)
     for name, engine in (("maps.nc", "h5netcdf"), ("maps.zarr", "zarr")):
         if (folder / name).exists():
-            return xr.load_dataset(folder / name, engine=engine)
+            try:
+                return xr.load_dataset(folder / name, engine=engine)
+            except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{folder / name}: cannot be read ({one_line(error)}); make it again with ivimbayes map"
+                ) from None
     found = [path for name in NAMES if (path := folder / f"{name}.nii.gz").is_file()]
     if not found:
         raise InputError(f"{folder}: holds no maps (such as f_mean.nii.gz); make them with ivimbayes map")
@@ -137,19 +143,24 @@ def read_maps(folder: str | Path) -> xr.Dataset:
     for path in found:
         name = path.name.removesuffix(".nii.gz")
         try:
-            image = nib.load(path)
-            values = np.asarray(image.dataobj)
+            image = open_image(path, 3, "a map")
+            values = read_values(image.dataobj, (...,), path)
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ").partition(";")[0]
+            raise InputError(f"{path}: cannot be read ({why}); make it again with ivimbayes map") from None
+        try:
             plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); make it again with ivimbayes map") from None
-        data[name] = (
-            SPACE,
-            values,
-            {"units": plain.get("Units", ""), "long_name": plain.get("Description", "")},
-        )
+            about = {"units": str(plain.get("Units", "")), "long_name": str(plain.get("Description", ""))}
+            interval = {"interval": float(plain["Interval"]["Probability"])} if "Interval" in plain else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{folder / name}.json: not the sidecar of a map ({one_line(error)}); make it again with "
+                "ivimbayes map"
+            ) from None
+        data[name] = (SPACE, values, about)
         data["affine"] = (("row", "column"), image.affine, {"units": "mm"})
         attrs = {key.lower(): plain[key] for key in ("Model", "Noise", "Seed", "Draws") if key in plain}
-        attrs |= {"interval": plain["Interval"]["Probability"]} if "Interval" in plain else {}
+        attrs |= interval
     shapes = {value[1].shape for name, value in data.items() if name != "affine"}
     if len(shapes) > 1:
         raise InputError(f"{folder}: its maps differ in shape ({sorted(shapes)}); make them again")

@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import xarray as xr
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import by, one_line, open_image, read_values
 from ivimbayes.labels import read_label_names
 from ivimbayes.storage import replacing
-
-GZIP_RATIO = 1100  # deflate cannot compress more than 1032 times
-READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, gzip.BadGzipFile)
 
 
 class _LazyVolumes(BackendArray):
@@ -36,17 +31,7 @@ class _LazyVolumes(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        return _values(self.proxy, key, self.path).astype(self.dtype)
-
-
-def _values(proxy: Any, key: tuple[Any, ...], path: Path) -> np.ndarray:
-    try:
-        with np.errstate(all="ignore"):
-            return np.asarray(proxy[key])
-    except READ_ERRORS as error:
-        raise InputError(
-            f"{path}: the image data end early or are damaged ({_line(error)}); copy or convert it again"
-        ) from None
+        return read_values(self.proxy, key, self.path).astype(self.dtype)
 
 
 def read_scan(
@@ -114,7 +99,7 @@ def read_scan(
     >>> dict(scan["signal"].sizes), scan.attrs["roi_names"]
     ({'x': 40, 'y': 40, 'z': 2, 'measurement': 13}, '{"1": "liver", "2": "kidney", "3": "pancreas"}')
     """
-    image = _open(dwi, 4, "a 4-D diffusion-weighted image")
+    image = open_image(dwi, 4, "a 4-D diffusion-weighted image")
     bval_path = _beside(Path(dwi)) if bval is None else Path(bval)
     b = read_bval(bval_path, image.shape[3], dwi)
     weights = _check_averages(averages, len(b))
@@ -182,48 +167,11 @@ def roi_names(scan: xr.Dataset) -> dict[int, str]:
     return {int(k): v for k, v in json.loads(scan.attrs["roi_names"]).items()}
 
 
-def _open(path: str | Path, ndim: int, what: str) -> Any:
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give {what} as NIfTI (.nii or .nii.gz)") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give {what} as NIfTI") from None
-    try:
-        with np.errstate(all="ignore"):
-            image = nib.load(path, keep_file_open=True)
-    except (*READ_ERRORS, TypeError) as error:
-        raise InputError(
-            f"{path}: not a readable NIfTI file ({_line(error)}); convert it to .nii.gz"
-        ) from None
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
-        raise InputError(f"{path}: {type(image).__name__}, not NIfTI; convert it to .nii.gz")
-    shape = image.shape
-    while ndim == 3 and len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != ndim:
-        hint = " (one volume a b value)" if ndim == 4 else ""
-        raise InputError(f"{path}: {len(shape)}-D image of shape {_by(shape)}; give {what}{hint}")
-    if min(shape) < 1:
-        raise InputError(f"{path}: empty image of shape {_by(shape)}; give {what}")
-    needed = math.prod(image.shape) * image.get_data_dtype().itemsize
-    if needed > size * (GZIP_RATIO if path.suffix == ".gz" else 1):
-        raise InputError(
-            f"{path}: the header promises {_by(shape)} values, the file holds {size} bytes; copy it again"
-        )
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(
-            f"{path}: values of type {image.get_data_dtype()}; give {what} of integers or real numbers"
-        )
-    return image
-
-
 def _volume(path: str | Path, dwi: Any, dwi_path: Path, what: str) -> np.ndarray:
-    image = _open(path, 3, f"a 3-D {what} image")
+    image = open_image(path, 3, f"a 3-D {what} image")
     if image.shape[:3] != dwi.shape[:3]:
         raise InputError(
-            f"{path}: shape {_by(image.shape[:3])}, but {dwi_path.name} has {_by(dwi.shape[:3])}; "
+            f"{path}: shape {by(image.shape[:3])}, but {dwi_path.name} has {by(dwi.shape[:3])}; "
             f"resample the {what} onto the scan's grid"
         )
     if not np.allclose(image.affine, dwi.affine, atol=1e-3, rtol=1e-4):
@@ -231,11 +179,11 @@ def _volume(path: str | Path, dwi: Any, dwi_path: Path, what: str) -> np.ndarray
             f"{path}: its affine differs from that of {dwi_path.name} by up to "
             f"{np.abs(image.affine - dwi.affine).max():.3g} mm; resample the {what} onto the scan's grid"
         )
-    return _values(image.dataobj, (...,), Path(path)).reshape(dwi.shape[:3])
+    return read_values(image.dataobj, (...,), Path(path)).reshape(dwi.shape[:3])
 
 
 def _labels(path: Path, dwi: Any, dwi_path: Path) -> np.ndarray:
-    image = _open(path, 3, "a 3-D label image")
+    image = open_image(path, 3, "a 3-D label image")
     if image.get_data_dtype().kind == "f" or not _unscaled(image):
         raise InputError(
             f"{path}: labels stored as {image.get_data_dtype()}"
@@ -302,7 +250,7 @@ def read_bval(path: Path, count: int | None = None, dwi: str | Path = "") -> np.
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the b values with --bval") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); give b values as text") from None
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); give b values as text") from None
     if not words:
         wanted = "" if count is None else f"{count} "
         raise InputError(f"{path}: empty; write {wanted}b values in s/mm2, one for each volume")
@@ -350,7 +298,7 @@ def file_digest(path: Path) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); check its permissions") from None
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); check its permissions") from None
     if path.suffix == ".gz":  # nibabel does not reach the checksum at the end
         try:
             with gzip.open(path) as packed:
@@ -358,7 +306,8 @@ def file_digest(path: Path) -> str:
                     pass
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(
-                f"{path}: the image data end early or are damaged ({_line(error)}); copy or convert it again"
+                f"{path}: the image data end early or are damaged ({one_line(error)}); "
+                "copy or convert it again"
             ) from None
     return digest
 
@@ -369,14 +318,6 @@ def _is_number(word: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def write_scan(scan: xr.Dataset, folder: str | Path) -> tuple[Path, Path]:

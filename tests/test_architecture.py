@@ -12,6 +12,7 @@ FLOORS = (
         "signals",
         "noise",
         "options",
+        "images",
         "correlation",
         "storage",
         "labels",

@@ -700,7 +700,10 @@ def test_a_study_on_two_workers_one_of_them_killed(tmp_path: Path) -> None:
     assert again.returncode == process.returncode
     assert "40 runs already done, nothing to do" in again.stdout
     assert files(out / "sub-01") == before_files
-    table = pd.read_csv(run_group(root, out), sep="\t")
+    table = pd.read_csv(run_group(root, out, effects=["group", "session"]), sep="\t")
+    effects = pd.read_csv(out / "group_effects.tsv", sep="\t").set_index(["effect", "roi", "parameter"])
+    found = effects.loc[("group: patient - control", "liver", "f")]
+    assert found["p_greater"] < 0.01 and found["ratio_low"] < 0.7 < found["ratio_high"]
     assert table["participant_id"].nunique() == 20 and set(table["group"]) == {"control", "patient"}
     liver = table[(table["roi"] == "liver") & (table["parameter"] == "f")].groupby("group")["median"].mean()
     assert 0.5 < liver["patient"] / liver["control"] < 0.9  # 0.7 is true

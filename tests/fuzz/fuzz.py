@@ -1,0 +1,257 @@
+"""Mutated files through everything that reads one: each ends in a result or in one of the package's errors.
+
+    .venv/bin/python tests/fuzz/fuzz.py --cases 100000 [--first 0] [--target scan]
+
+Cases are numbered: a case is the same whenever it is run. They are run in child processes with bounds on memory
+(address space, MEMORY) and time (a case, SECONDS), so that a crash, a hang or a claim on memory is seen and named.
+Prints the count by target and outcome, and every case that ended otherwise; exit status 1 if one did.
+"""
+
+import argparse
+import json
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutate import compress, mutate_bytes, mutate_image, mutate_text
+
+import ivimbayes as ib
+from ivimbayes.bids_layout import find_runs
+from ivimbayes.calibration import read_calibration
+from ivimbayes.contrasts import read_cohort
+from ivimbayes.errors import InputError
+
+MEMORY, SECONDS, BATCH = 6 << 30, 30, 2000
+B = (0, 10, 20, 50, 100, 200, 400, 600, 800)
+
+
+def seeds_of(folder: Path) -> None:
+    """Write the valid files that are mutated."""
+    rng = np.random.default_rng(0)
+    b = np.array(B, float)
+    curve = 0.2 * np.exp(-b * 30e-3) + 0.8 * np.exp(-b * 1.1e-3)
+    signal = (100 * curve + rng.normal(0, 2, (6, 5, 2, len(b)))).astype(np.float32)
+    labels = np.zeros((6, 5, 2), np.uint8)
+    labels[:3], labels[4:] = 1, 2
+    for name, values in (("dwi", signal), ("rois", labels)):
+        nib.save(nib.Nifti1Image(values, np.diag([2.0, 2.0, 3.0, 1.0])), folder / f"{name}.nii")
+    (folder / "dwi.bval").write_text(" ".join(map(str, B)))
+    (folder / "rois.json").write_text('{"1": "liver", "2": "spleen"}')
+    (folder / "rois.tsv").write_text("index\tname\n1\tliver\n2\tspleen\n")
+    package = Path(ib.__file__).parent
+    text = (package / "data" / "tissues.toml").read_text(encoding="utf-8")
+    (folder / "priors.toml").write_text(text[: text.index("[grey_matter]")], encoding="utf-8")
+    scan = ib.read_scan(folder / "dwi.nii", rois=folder / "rois.nii")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tree = ib.fit(scan, draws=50, tune=50, chains=2, voxels_per_roi=6, retry=False, progress=False)
+    ib.write_tree(tree, folder / "posterior.nc")
+    ib.write_maps(ib.posterior_maps(scan, tree, progress=False), folder / "maps")
+
+
+Reader = Callable[[Path, np.random.Generator, Path], None]
+
+
+def scan_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """An image, its b values, labels and their names; one to three of them mutated."""
+    files = {
+        name: (seeds / name).read_bytes()
+        for name in ("dwi.nii", "dwi.bval", "rois.nii", "rois.json", "rois.tsv")
+    }
+    names = str(rng.choice(["rois.json", "rois.tsv"]))
+    del files["rois.tsv" if names == "rois.json" else "rois.json"]
+    for name in rng.choice(list(files), int(rng.integers(1, 4)), replace=False):
+        change = mutate_image if name.endswith(".nii") else mutate_text
+        files[str(name)] = change(files[str(name)], rng)
+    packed = rng.random() < 0.4
+    for name, data in files.items():
+        image = name.endswith(".nii")
+        (folder / (name + ".gz" if image and packed else name)).write_bytes(
+            compress(data, rng) if image and packed else data
+        )
+    end = ".nii.gz" if packed else ".nii"
+    scan = ib.read_scan(folder / f"dwi{end}", rois=folder / f"rois{end}").load()
+    ib.choose_voxels(scan, voxels_per_roi=6)
+
+
+def prior_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """A file of priors."""
+    path = folder / "priors.toml"
+    path.write_bytes(mutate_text((seeds / "priors.toml").read_bytes(), rng))
+    for prior in ib.read_priors(path).values():
+        prior.theta("triexponential")
+        prior.ranges()
+
+
+def tree_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """A stored fit, read by all that read one."""
+    path = folder / "posterior.nc"
+    path.write_bytes(mutate_bytes((seeds / "posterior.nc").read_bytes(), rng))
+    read = (ib.read_tree, read_cohort, read_calibration)[int(rng.integers(3))]
+    read(path)
+
+
+def estimate_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """A stored fit and its table, as a study reads them."""
+    path, change = folder / "posterior.nc", rng.integers(2)
+    data = (seeds / "posterior.nc").read_bytes()
+    path.write_bytes(mutate_bytes(data, rng) if change else data)
+    table = pd.DataFrame({"roi": ["liver", "spleen"], "verdict": ["converged"] * 2}).to_csv(sep="\t").encode()
+    (folder / "summary.tsv").write_bytes(table if change else mutate_text(table, rng))
+    ib.region_estimates([path])
+
+
+def map_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """A folder of maps."""
+    chosen = sorted((seeds / "maps").iterdir())
+    for path in chosen:
+        (folder / path.name).write_bytes(path.read_bytes())
+    path = folder / chosen[int(rng.integers(len(chosen)))].name
+    path.write_bytes((mutate_text if path.suffix == ".json" else mutate_bytes)(path.read_bytes(), rng))
+    ib.read_maps(folder)
+
+
+def bids_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """A BIDS dataset whose texts and names are mutated."""
+    texts = {
+        "dataset_description.json": b'{"Name": "x", "BIDSVersion": "1.10.0"}', "dwi.bval": " ".join(map(str, B)).encode(),
+        "derivatives/manual/dataset_description.json": b'{"Name": "y", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}',
+        "derivatives/manual/dseg.tsv": (seeds / "rois.tsv").read_bytes(),
+    }  # fmt: skip
+    images = {
+        "sub-01/dwi/sub-01_dwi.nii": "dwi.nii",
+        "derivatives/manual/sub-01/dwi/sub-01_dseg.nii": "rois.nii",
+    }
+    name = str(rng.choice(list(texts)))
+    texts[name] = mutate_text(texts[name], rng)
+    for place, data in (*texts.items(), *((k, (seeds / v).read_bytes()) for k, v in images.items())):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(data)
+    for run in find_runs(folder):
+        if not run.fault and run.bval is not None:
+            ib.read_scan(run.dwi, run.bval, run.mask, run.rois, names=run.names)
+
+
+TARGETS: dict[str, tuple[Reader, float]] = {  # and its share of the cases
+    "scan": (scan_case, 0.5), "priors": (prior_case, 0.2), "tree": (tree_case, 0.12), "estimates": (estimate_case, 0.06),
+    "maps": (map_case, 0.06), "bids": (bids_case, 0.06),
+}  # fmt: skip
+
+
+def target_of(case: int) -> str:
+    """Which target a case is of."""
+    u = np.random.default_rng([7, case]).random()
+    for name, (_, share) in TARGETS.items():
+        u -= share
+        if u < 0:
+            return name
+    return next(iter(TARGETS))
+
+
+def run_case(case: int, target: str, seeds: Path) -> tuple[str, str]:
+    """Outcome of a case: result, refused, or a fault with what was raised."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            TARGETS[target][0](seeds, np.random.default_rng([case, 1]), Path(folder))
+        return "result", ""
+    except InputError as error:
+        return ("fault", f"message of several lines: {error!r}") if "\n" in str(error) else ("refused", "")
+    except BaseException as error:  # noqa: BLE001
+        where = traceback.extract_tb(error.__traceback__)
+        ours = [f"{Path(f.filename).name}:{f.lineno}" for f in where if "ivimbayes" in f.filename]
+        return "fault", f"{type(error).__name__}: {str(error)[:160]} at {ours[-1] if ours else where[-1]}"
+    finally:
+        signal.alarm(0)
+
+
+def child(seeds: Path, first: int, last: int, only: str | None) -> None:
+    """Run cases, a line of JSON for each; the bound on memory is this process's."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for case in range(first, last):
+        target = only or target_of(case)
+        sys.stdout.write(json.dumps([case, target, "started", ""]) + "\n")
+        sys.stdout.flush()
+        sys.stdout.write(json.dumps([case, target, *run_case(case, target, seeds)]) + "\n")
+    sys.stdout.flush()
+
+
+def run_all(
+    seeds: Path, first: int, cases: int, only: str | None
+) -> tuple[Counter[tuple[str, str]], list[list[object]]]:
+    """Run all cases in children; a child that dies is a fault of the case it was at, and the rest goes on."""
+    counts: Counter[tuple[str, str]] = Counter()
+    faults: list[list[object]] = []
+    at, end = first, first + cases
+    while at < end:
+        stop = min(at + BATCH, end)
+        words = [
+            sys.executable,
+            __file__,
+            "--child",
+            str(seeds),
+            "--first",
+            str(at),
+            "--cases",
+            str(stop - at),
+        ]
+        words += ["--target", only] if only else []
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        last: list[object] = [at - 1, "", "result", ""]
+        for line in done.stdout.splitlines():
+            last = json.loads(line)
+            if last[2] != "started":
+                counts[str(last[1]), str(last[2])] += 1
+                faults += [last] if last[2] == "fault" else []
+        if last[2] == "started":  # the child died in this case
+            why = f"the process died, status {done.returncode}: {done.stderr[-200:]}"
+            counts[str(last[1]), "fault"] += 1
+            faults.append([last[0], last[1], "fault", why])
+        elif int(str(last[0])) < stop - 1:
+            raise RuntimeError(f"no progress at case {at}: {done.stderr[-2000:]}")
+        at = int(str(last[0])) + 1
+    return counts, faults
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--target", choices=list(TARGETS))
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        child(given.child, given.first, given.first + given.cases, given.target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        seeds_of(Path(folder))
+        counts, faults = run_all(Path(folder), given.first, given.cases, given.target)
+    table = pd.Series(counts).unstack(fill_value=0)
+    print(table.to_string())
+    for fault in faults[:50]:
+        print(*fault)
+    print(f"{sum(counts.values())} cases, {len(faults)} faults")
+    raise SystemExit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()
