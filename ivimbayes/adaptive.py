@@ -14,7 +14,7 @@ ROUNDS, ROUND_DRAWS = 4, 60  # draws of a round: so many times the dimensions, a
 FEWEST, STEP = 200, 1e-3
 WIDEST = 1.5  # standard deviations along an axis to begin with, at most
 MARGIN, MOST = 1.3, 16  # weighted draws: so many times those that seem to be needed; at most per draw kept
-K_GOOD = 0.7
+K_GOOD, ENOUGH, ATTEMPTS = 0.7, 400, 3
 BENDS = (0.0, 2.0)
 
 
@@ -49,7 +49,8 @@ def draw_density(
 
     The first proposal lies around the mode, with the curvature there; each round of draws, weighted by the
     density over the mean of all proposals so far, gives the next one its mean and covariance (Cornuet et al.
-    2012, doi:10.1111/j.1467-9469.2011.00756.x). A second mode that no round reaches is not seen.
+    2012, doi:10.1111/j.1467-9469.2011.00756.x). Draws whose weights are not good enough are drawn again,
+    more of them, from a proposal that is fitted to them. A second mode that no round reaches is not seen.
 
     Parameters
     ----------
@@ -82,15 +83,34 @@ def draw_density(
         proposals.append(_fit_proposal(points[_resample(w, size, rng)], points, w))
     last, effective = proposals[-1], float(1 / (w**2).sum() / len(w))
     count = int(max(draws, FEWEST) * min(max(MARGIN / max(effective, 1e-3), 1.0), MOST))
-    kept, logs = [], []
+    for _ in range(ATTEMPTS):
+        found, seen = _draw_chains(log_density, last, count, draws, chains, rng)
+        if found.pareto_k <= K_GOOD and found.ess >= ENOUGH:
+            break
+        points, w = seen  # the tails that these draws have met enter the next proposal
+        last, count = _fit_proposal(points[_resample(w, len(w), rng)], points, w), 2 * count
+    return found
+
+
+def _draw_chains(
+    log_density: Callable[[np.ndarray], float],
+    proposal: "Proposal",
+    count: int,
+    draws: int,
+    chains: int,
+    rng: np.random.Generator,
+) -> tuple[Drawn, tuple[np.ndarray, np.ndarray]]:
+    """Weigh `count` draws of a proposal for each chain and resample; also all of them with their weights."""
+    points, logs, kept = [], [], []
     for _ in range(chains):
-        x = last.draw(count, rng)
-        logs.append(np.array([log_density(v) for v in x]) - last.log_density(x))
+        x = proposal.draw(count, rng)
+        logs.append(np.array([log_density(v) for v in x]) - proposal.log_density(x))
         kept.append(x[_resample(_weights(logs[-1]), draws, rng)])
+        points.append(x)
     total = np.concatenate(logs)
-    k = float(array_stats.psislw(-total)[1])
     w = _weights(total)
-    return Drawn(np.stack(kept), float(1 / (w**2).sum()), k)
+    k = float(array_stats.psislw(-total)[1])
+    return Drawn(np.stack(kept), float(1 / (w**2).sum()), k), (np.concatenate(points), w)
 
 
 @dataclass(frozen=True)

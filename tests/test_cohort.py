@@ -308,8 +308,11 @@ def _nothing() -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def test_a_posterior_that_cannot_be_drawn_well_is_told() -> None:
+def test_a_posterior_that_cannot_be_drawn_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     estimates, design, _ = study(1, 4)
+    monkeypatch.setattr("ivimbayes.adaptive.NU", 300.0)  # proposals without tails
+    monkeypatch.setattr("ivimbayes.adaptive.ROUNDS", 1)
+    monkeypatch.setattr("ivimbayes.adaptive.ATTEMPTS", 1)
     with pytest.warns(InputWarning, match="effective draws"):
         fit_cohort(estimates, design, effects=["group"], draws=50, chains=1)
 
