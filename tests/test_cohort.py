@@ -319,7 +319,7 @@ def test_a_posterior_that_cannot_be_drawn_well_is_told(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_intervals_of_a_contrast_hold_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
-    """200 studies, normal likelihoods: 95 % intervals hold 92 to 98 % (standard error 1.5), by parameter.
+    """200 studies, normal likelihoods: 95 % intervals hold 91 to 99 %, by parameter (2.6 standard errors: 1 % false alarm).
 
     Three scans of each subject; taken for so many subjects, which is wrong, they hold less.
     """
@@ -345,7 +345,7 @@ def test_intervals_of_a_contrast_hold_the_truth(capsys: pytest.CaptureFixture[st
     share = {name: float(np.mean(v)) for name, v in held.items()}
     with capsys.disabled():
         print(f"\nheld {share}, sessions taken for subjects {np.mean(wrong):.3f}")
-    assert all(0.92 <= v <= 0.98 for v in share.values()), share
+    assert all(0.91 <= v <= 0.99 for v in share.values()), share
     assert np.mean(wrong) < 0.85, np.mean(wrong)
 
 
