@@ -43,6 +43,44 @@ def _solve(K, R):
 
 
 @allocating_jit
+def _without_e(omega, Lambda, eta, M, K, R, each, rest):
+    """Precision and shift of a scan's likelihood with e integrated out, into each and rest; a constant.
+
+    M, K (P, P) and R (P, P + 1) are scratch.
+    """
+    P = len(omega)
+    for i in range(P):
+        for j in range(P):
+            R[i, j] = omega[i] * Lambda[i, j]
+            M[i, j] = R[i, j] * omega[j]
+        M[i, i] += 1.0
+        R[i, P] = omega[i] * eta[i]
+    c = -_factor(M, K)
+    _solve(K, R)
+    for i in range(P):
+        c += 0.5 * R[i, P] ** 2
+        rest[i] = eta[i]
+        for j in range(P):
+            rest[i] -= R[j, i] * R[j, P]
+            each[i, j] = Lambda[i, j]
+            for k in range(P):
+                each[i, j] -= R[k, i] * R[k, j]
+    return c
+
+
+@allocating_jit
+def _inside(F, L, M):
+    """M = I + F' L F, of a lower triangle F."""
+    P = F.shape[0]
+    for i in range(P):
+        for j in range(P):
+            M[i, j] = 1.0 if i == j else 0.0
+            for k in range(i, P):
+                for m in range(j, P):
+                    M[i, j] += F[k, i] * L[k, m] * F[m, j]
+
+
+@allocating_jit
 def collect_terms(F, omega, Lambda, eta, x, start, G, h):
     """Integrate u and e out: the log-likelihood is c + h' beta - beta' G beta / 2, of which c is returned.
 
@@ -73,23 +111,7 @@ def collect_terms(F, omega, Lambda, eta, x, start, G, h):
         L[:] = 0.0
         total[:] = 0.0  # sum of Lambda x' beside, in the last column, that of eta
         for n in range(start[s], start[s + 1]):
-            for i in range(P):
-                for j in range(P):
-                    R[i, j] = omega[i] * Lambda[n, i, j]
-                    M[i, j] = R[i, j] * omega[j]
-                M[i, i] += 1.0
-                R[i, P] = omega[i] * eta[n, i]
-            c -= _factor(M, K)
-            _solve(K, R)
-            for i in range(P):
-                c += 0.5 * R[i, P] ** 2
-            for i in range(P):
-                rest[i] = eta[n, i]
-                for j in range(P):
-                    each[i, j] = Lambda[n, i, j]
-                    for k in range(P):
-                        each[i, j] -= R[k, i] * R[k, j]
-                    rest[i] -= R[j, i] * R[j, P]
+            c += _without_e(omega, Lambda[n], eta[n], M, K, R, each, rest)
             for i in range(P):
                 total[i, Q] += rest[i]
                 for a in range(q):
@@ -101,12 +123,8 @@ def collect_terms(F, omega, Lambda, eta, x, start, G, h):
                         total[i, j * q + a] += value
                         for b in range(q):
                             G[i * q + b, j * q + a] += value * x[n, b]
+        _inside(F, L, M)
         for i in range(P):
-            for j in range(P):
-                M[i, j] = 1.0 if i == j else 0.0
-                for k in range(i, P):
-                    for m in range(j, P):
-                        M[i, j] += F[k, i] * L[k, m] * F[m, j]
             for a in range(Q + 1):
                 value = 0.0
                 for k in range(i, P):
@@ -175,6 +193,7 @@ def draw_means(F, omega, Lambda, eta, x, start, beta, normal, out):
     P, q, scans = F.shape[0], x.shape[1], len(eta)
     M, K, R = np.zeros((P, P)), np.zeros((P, P)), np.zeros((P, P + 1))
     L, e, u, z, fixed = np.zeros((P, P)), np.zeros(P), np.zeros(P), np.zeros(P), np.zeros(P)
+    each, rest = np.zeros((P, P)), np.zeros(P)
     for s in range(len(start) - 1):
         L[:] = 0.0
         e[:] = 0.0
@@ -184,30 +203,16 @@ def draw_means(F, omega, Lambda, eta, x, start, beta, normal, out):
                 for a in range(q):
                     fixed[i] += beta[i, a] * x[n, a]
             for i in range(P):
-                value = eta[n, i]
+                z[i] = eta[n, i]
                 for j in range(P):
-                    value -= Lambda[n, i, j] * fixed[j]
-                    R[i, j] = omega[i] * Lambda[n, i, j]
-                    M[i, j] = R[i, j] * omega[j]
-                M[i, i] += 1.0
-                z[i] = value
+                    z[i] -= Lambda[n, i, j] * fixed[j]
+            _without_e(omega, Lambda[n], z, M, K, R, each, rest)
             for i in range(P):
-                R[i, P] = omega[i] * z[i]
-            _factor(M, K)
-            _solve(K, R)
-            for i in range(P):
-                e[i] += z[i]
+                e[i] += rest[i]
                 for j in range(P):
-                    L[i, j] += Lambda[n, i, j]
-                    e[i] -= R[j, i] * R[j, P]
-                    for k in range(P):
-                        L[i, j] -= R[k, i] * R[k, j]
+                    L[i, j] += each[i, j]
+        _inside(F, L, M)
         for i in range(P):
-            for j in range(P):
-                M[i, j] = 1.0 if i == j else 0.0
-                for k in range(i, P):
-                    for m in range(j, P):
-                        M[i, j] += F[k, i] * L[k, m] * F[m, j]
             z[i] = 0.0
             for k in range(i, P):
                 z[i] += F[k, i] * e[k]

@@ -14,7 +14,7 @@ from ivimbayes.cohort import Design
 from ivimbayes.errors import InputError
 from ivimbayes.sessions import change_row
 from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.storage import replacing, write_tree
+from ivimbayes.storage import load_tree, replacing, write_tree
 
 CONTRASTS = (
     "roi", "parameter", "unit", "a", "b", "difference", "difference_low", "difference_high", "ratio",
@@ -221,12 +221,6 @@ def read_cohort(path: str | Path) -> xr.DataTree:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; name the cohort.nc of ivimbayes cohort")
-    try:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            loaded = tree.load().copy(deep=True)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: not a readable netCDF file ({error}); run ivimbayes cohort again"
-        ) from None
+    loaded = load_tree(path, "run ivimbayes cohort again")
     design_of(loaded)
     return loaded

@@ -92,14 +92,19 @@ def read_tree(path: str | Path) -> xr.DataTree:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; run ivimbayes fit first, or name the folder it wrote")
-    try:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            loaded = tree.load().copy(deep=True)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not a readable netCDF file ({error}); run ivimbayes fit again") from None
+    loaded = load_tree(path, "run ivimbayes fit again")
     if "posterior" not in loaded.children or not {"f_roi", "D_roi"} & set(loaded["posterior"].data_vars):
         raise InputError(f"{path}: holds no posterior of ivimbayes; name a folder that ivimbayes fit wrote")
     for node in loaded.subtree:  # how it was stored would cut longer names that join it
         for variable in node.variables.values():
             variable.encoding.clear()
     return loaded
+
+
+def load_tree(path: Path, remedy: str) -> xr.DataTree:
+    """Read any DataTree into memory and close its file; an `InputError` with the way out if it cannot be."""
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load().copy(deep=True)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not a readable netCDF file ({error}); {remedy}") from None
