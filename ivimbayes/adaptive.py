@@ -36,6 +36,11 @@ class Drawn:
     ess: float
     pareto_k: float
 
+    @property
+    def good(self) -> bool:
+        """Whether the weights are good enough."""
+        return self.pareto_k <= K_GOOD and self.ess >= ENOUGH
+
 
 def draw_density(
     log_density: Callable[[np.ndarray], float],
@@ -83,13 +88,14 @@ def draw_density(
         proposals.append(_fit_proposal(points[_resample(w, size, rng)], points, w))
     last, effective = proposals[-1], float(1 / (w**2).sum() / len(w))
     count = int(max(draws, FEWEST) * min(max(MARGIN / max(effective, 1e-3), 1.0), MOST))
-    for _ in range(ATTEMPTS):
-        found, seen = _draw_chains(log_density, last, count, draws, chains, rng)
-        if found.pareto_k <= K_GOOD and found.ess >= ENOUGH:
+    best, (points, w) = _draw_chains(log_density, last, count, draws, chains, rng)
+    for _ in range(ATTEMPTS - 1):
+        if best.good:
             break
-        points, w = seen  # the tails that these draws have met enter the next proposal
         last, count = _fit_proposal(points[_resample(w, len(w), rng)], points, w), 2 * count
-    return found
+        found, (points, w) = _draw_chains(log_density, last, count, draws, chains, rng)
+        best = max(best, found, key=lambda d: (d.pareto_k <= K_GOOD, d.ess))
+    return best
 
 
 def _draw_chains(

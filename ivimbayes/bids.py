@@ -30,6 +30,7 @@ from ivimbayes.bids_results import (
 from ivimbayes.cohort import fit_cohort
 from ivimbayes.contrasts import write_cohort
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
 from ivimbayes.priors import TissuePrior, read_priors
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
@@ -215,6 +216,7 @@ def run_group(
     *,
     effects: Sequence[str] | None = None,
     signal: str = "biexponential",
+    draws: int = 1000,
     seed: int = 0,
 ) -> Path:
     """Gather the tables of all participants into ``group_summary.tsv``; fit the level above regions.
@@ -231,7 +233,7 @@ def run_group(
         ``group_scans.tsv`` and ``group_cohort.nc``; nothing is fitted when not given.
     signal : str
         Which runs, where there are several models.
-    seed : int
+    draws, seed : int
         Of the fit of the level above.
 
     Returns
@@ -257,7 +259,7 @@ def run_group(
         people = people.rename(columns=taken)
         described = {c: {"Description": "From participants.tsv"} for c in people if c != "participant_id"}
         table = table.merge(people, on="participant_id", how="left")
-    cohort = None if effects is None else _fit_group(out, people, effects, signal, seed)
+    cohort = None if effects is None else _fit_group(out, people, effects, signal, draws, seed)
     path = write_group(out, table, described)
     if cohort is not None:
         write_cohort(cohort, out, "group_")
@@ -265,24 +267,30 @@ def run_group(
 
 
 def _fit_group(
-    out: Path, people: pd.DataFrame | None, effects: Sequence[str], signal: str, seed: int
+    out: Path, people: pd.DataFrame | None, effects: Sequence[str], signal: str, draws: int, seed: int
 ) -> xr.DataTree:
     """Fit the level above to all runs of one signal model, with the columns that the effects name."""
     results = [(path, first) for path, first in find_results(out) if first["model"] == model_label(signal)]
     if not results:
         raise InputError(f"{out}: holds no results of the {signal} signal; name another with --signal")
     design = pd.DataFrame([first for _, first in results])
-    if people is not None:
-        design = design.merge(people, on="participant_id", how="left")
     design = design.rename(columns={"participant_id": "subject", "session_id": "session"})
+    if people is not None:
+        theirs = people.rename(columns={"participant_id": "subject"})
+        theirs = theirs.drop(columns=[c for c in ("session", "run", "model") if c in theirs])
+        design = design.merge(theirs.loc[:, ~theirs.columns.duplicated()], on="subject", how="left")
     names = list(dict.fromkeys(part for effect in effects for part in effect.split(":")))
-    kept = design[["subject", "run", *(n for n in names if n in design)]].copy()
+    kept = design[["subject"]].copy()
     for name in names:
-        if name not in design:
+        if name not in design or name in ("subject", "run", "model"):
             known = [c for c in design if c not in ("subject", "run", "model", "index")]
             raise InputError(f"--effects {name}: not in participants.tsv; there are {', '.join(known)}")
         absent = design[name].isna() | (design[name].astype(str).str.strip().isin(["", "n/a"]))
         if absent.any():
+            if name == "session":
+                raise InputError(
+                    f"--effects session: {design['subject'][absent].iloc[0]} has none; leave it out"
+                )
             raise InputError(
                 f"participants.tsv: no {name} of {design['subject'][absent].iloc[0]}; complete it, or leave "
                 "the effect out"
@@ -290,7 +298,7 @@ def _fit_group(
         numbers = pd.to_numeric(design[name], errors="coerce")
         kept[name] = design[name] if numbers.isna().any() else numbers
     files = [path.with_name(path.name.replace("summary.tsv", "posterior.nc")) for path, _ in results]
-    return fit_cohort(files, kept, effects=effects, seed=seed)
+    return fit_cohort(files, kept, effects=effects, draws=draws, seed=seed)
 
 
 def _participants(root: Path) -> pd.DataFrame | None:
@@ -300,7 +308,7 @@ def _participants(root: Path) -> pd.DataFrame | None:
     try:
         people = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write a tab-separated table") from None
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); write a tab-separated table") from None
     if "participant_id" not in people or people["participant_id"].duplicated().any():
         raise InputError(f"{path}: needs a column participant_id, each participant once")
     return people

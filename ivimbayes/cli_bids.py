@@ -130,13 +130,13 @@ def bids_command(
         if dry_run:
             raise InputError("--dry-run belongs to the participant level; leave it out")
         wanted = _words(effects)
-        written = run_group(bids_dir, out_dir, effects=wanted, signal=signal, seed=seed)
+        written = run_group(bids_dir, out_dir, effects=wanted, signal=signal, draws=draws, seed=seed)
         if wanted:
             import pandas as pd
 
             from ivimbayes.terminal import print_effects
 
-            print_effects(pd.read_csv(out_dir / "group_effects.tsv", sep="\t"))
+            print_effects(pd.read_csv(out_dir / "group_effects.tsv", sep="\t", keep_default_na=False))
         typer.echo(f"written to {written}")
         return
     if effects:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
 from ivimbayes.options import Cores, Draws, Overwrite, Seed
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def cohort_command(
     if there and not overwrite:
         raise InputError(f"{out}: holds {there[0]}; name another with --out, or replace it with --overwrite")
     table = _read(design)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder with --out")
     names = [label for word in effects or [] for label in word.replace(",", " ").split()]
     folders = [design.parent / folder for folder in table.pop("fit")]
     cohort = fit_cohort(folders, table, effects=names or None, draws=draws, seed=seed, cores=cores)
@@ -60,7 +63,7 @@ def cohort_command(
         out.mkdir(parents=True, exist_ok=True)
         write_cohort(cohort, out)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); name another folder") from None
+        raise InputError(f"{out}: cannot be written ({one_line(error)}); name another folder") from None
     print_effects(all_contrasts(cohort))
     typer.echo(f"written to {out}")
 
@@ -69,9 +72,12 @@ def _read(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, sep="\t", encoding="utf-8-sig", na_values=["n/a"])
+        table = pd.read_csv(
+            path, sep="\t", encoding="utf-8-sig", na_values=["n/a", ""], keep_default_na=False,
+            index_col=False, dtype={"fit": str, "subject": str},
+        )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write a tab-separated table") from None
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); write a tab-separated table") from None
     if "fit" not in table or table["fit"].isna().any():
         raise InputError(f"{path}: needs a column fit, the results folder of each scan; add it")
     return table

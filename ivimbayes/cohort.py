@@ -94,8 +94,8 @@ def fit_cohort(
         One for each scan, as `region_estimates` takes them, or what it returned.
     design : DataFrame
         A row for each fit, in their order: ``subject`` (each scan its own where it is not given), and columns
-        such as session, group or age. Columns of numbers are covariates, taken linear over their standard
-        deviation; all others are factors.
+        such as session, group or age. Columns of more than two different numbers are covariates, taken linear
+        over their standard deviation; all others are factors.
     effects : sequence of str, optional
         Columns to take, and products of them such as ``"group:session"``; every column but ``subject`` when
         not given.
@@ -128,7 +128,10 @@ def fit_cohort(
     omega with half of it; correlations in T are LKJ(2). What a fit knows of its region is its posterior over
     its prior, both taken to be normal. Regions share nothing.
     """
+    check_options(draws, chains, seed, cores)
     estimates = fits if isinstance(fits, xr.Dataset) else region_estimates(fits)
+    if absent := {"mean", "covariance", "ess", "centre", "width", "spread"} - set(estimates.data_vars):
+        raise InputError(f"fits: a Dataset without {sorted(absent)[0]}; give one from region_estimates")
     plan = read_design(design, estimates.sizes["fit"], effects)
     names = estimates["roi"].values.astype(str).tolist()
     cores = len(os.sched_getaffinity(0)) if cores is None and hasattr(os, "sched_getaffinity") else cores
@@ -162,7 +165,6 @@ def as_cohort(
     }
     kept = np.linspace(0, draws - 1, found[0]["scans"].shape[1]).astype(int)
     values = signal.values(*np.moveaxis(np.stack([f["scans"] for f in found], axis=2), -1, 0))
-    columns = {f"design_{name}": ("fit", plan.table[name].astype(str).to_numpy()) for name in plan.table}
     coords = {"chain": np.arange(chains), "roi": names}
     tree = xr.DataTree.from_dict(
         {
@@ -181,9 +183,8 @@ def as_cohort(
             ),
             "constant_data": xr.Dataset(
                 {
-                    **columns,
                     **estimates.data_vars,
-                    "ess": ("roi", [float(f["ess"]) for f in found]),
+                    "effective_draws": ("roi", [float(f["ess"]) for f in found]),
                     "pareto_k": ("roi", [float(f["pareto_k"]) for f in found]),
                 },
                 {"roi": names, "parameter": parameters},
@@ -203,13 +204,25 @@ def _warn(tree: xr.DataTree) -> None:
     constant = tree["constant_data"].to_dataset()
     for roi in constant["roi"].values:
         of = constant.sel(roi=roi)
-        if float(of["pareto_k"]) > K_GOOD or float(of["ess"]) < ESS:
+        if float(of["pareto_k"]) > K_GOOD or float(of["effective_draws"]) < ESS:
             warnings.warn(
-                f"region {str(roi)!r}: {float(of['ess']):.0f} effective draws, Pareto k "
+                f"region {str(roi)!r}: {float(of['effective_draws']):.0f} effective draws, Pareto k "
                 f"{float(of['pareto_k']):.2f}; give more draws, fewer effects or more subjects",
                 InputWarning,
                 stacklevel=3,
             )
+
+
+def check_options(draws: int, chains: int, seed: int, cores: int | None) -> None:
+    """Refuse options out of range."""
+    for name, value, least in (
+        ("draws", draws, 50),
+        ("chains", chains, 1),
+        ("seed", seed, 0),
+        ("cores", cores, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} {value}; give {least} or more")
 
 
 def read_design(design: pd.DataFrame, scans: int, effects: Sequence[str] | None = None) -> Design:
@@ -218,34 +231,68 @@ def read_design(design: pd.DataFrame, scans: int, effects: Sequence[str] | None 
         raise InputError(
             f"design: {len(design)} rows for {scans} fits; give a row for each fit, in their order"
         )
-    table = design.reset_index(drop=True)
-    if "subject" not in table:
-        table = table.assign(subject=np.arange(scans))
-    table = table.astype({"subject": str})
-    given = [c for c in table if c != "subject"] if effects is None else list(effects)
-    levels: dict[str, tuple[str, ...]] = {}
-    moments: dict[str, tuple[float, float]] = {}
-    for name in dict.fromkeys(part for effect in given for part in effect.split(":")):
-        if name not in table or name == "subject":
-            there = ", ".join(str(c) for c in table if c != "subject") or "none"
+    named = [str(c) for c in design.columns]
+    if twice := [c for c in named if named.count(c) > 1]:
+        raise InputError(f"design: two columns {twice[0]!r}; give each its own name")
+    given = [c for c in named if c != "subject"] if effects is None else list(dict.fromkeys(effects))
+    names = list(dict.fromkeys(part for effect in given for part in effect.split(":")))
+    for name in names:
+        if name not in named or name == "subject":
+            there = ", ".join(c for c in named if c != "subject") or "none"
             raise InputError(f"effects: no column {name!r} in the design; its columns are {there}")
-        column = table[name]
+    plain = design.set_axis(named, axis=1).reset_index(drop=True)
+    subject = plain["subject"] if "subject" in named else pd.Series(np.arange(scans))
+    table, levels, moments = (
+        pd.DataFrame(index=plain.index),
+        dict[str, tuple[str, ...]](),
+        dict[str, tuple[float, float]](),
+    )
+    for name, column in {"subject": subject, **{name: plain[name] for name in names}}.items():
         if column.isna().any():
             at = int(np.flatnonzero(column.isna())[0])
             raise InputError(f"design, row {at + 1}: no {name}; leave the scan out, or give a value")
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            values = column.to_numpy(float)
-            if not np.isfinite(values).all():
-                raise InputError(f"design: {name} is not finite throughout; leave such scans out")
-            if values.std() == 0:
-                raise InputError(f"design: {name} is {values[0]:g} in every row; leave it out of the effects")
-            moments[name] = float(values.mean()), float(values.std())
-        else:
-            found = tuple(sorted(column.astype(str).unique()))
-            if len(found) < 2:
-                raise InputError(f"design: {name} is {found[0]!r} in every row; leave it out of the effects")
-            levels[name] = found
+        if name == "subject" or _is_factor(column):
+            table[name] = column.astype(str)
+            if name != "subject":
+                levels[name] = _levels(name, column)
+            continue
+        table[name] = column.astype(float)
+        if not np.isfinite(table[name]).all():
+            raise InputError(f"design: {name} is not finite throughout; leave such scans out")
+        moments[name] = float(table[name].mean()), float(table[name].std(ddof=0))
+        if moments[name][1] == 0:
+            raise InputError(
+                f"design: {name} is {table[name][0]:g} in every row; leave it out of the effects"
+            )
     return Design(table, tuple(given), levels, moments)
+
+
+def _is_factor(column: pd.Series) -> bool:
+    """Whether a column is one of levels: text, true or false, or two different numbers, as 0 and 1."""
+    number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return not number or (column.nunique() == 2 and len(column) > 2)
+
+
+def _levels(name: str, column: pd.Series) -> tuple[str, ...]:
+    """Levels of a factor, in order; columns that are hardly one are refused."""
+    text = column.astype(str)
+    categories = (
+        column.cat.categories.astype(str)
+        if isinstance(column.dtype, pd.CategoricalDtype)
+        else sorted(text.unique())
+    )
+    found = tuple(level for level in categories if (text == level).any())
+    if len(found) < 2:
+        raise InputError(f"design: {name} is {found[0]!r} in every row; leave it out of the effects")
+    numbers = pd.to_numeric(text, errors="coerce")
+    if numbers.notna().mean() > 0.5 and numbers.isna().any():
+        at = int(np.flatnonzero(numbers.isna())[0])
+        raise InputError(
+            f"design, row {at + 1}: {name} {text[at]!r} is not a number as most others; correct it"
+        )
+    if len(found) == len(text) and len(text) > 2:
+        raise InputError(f"design: {name} is different in every row; leave it out of the effects")
+    return found
 
 
 def region_data(
@@ -261,10 +308,10 @@ def region_data(
     start = np.append(
         np.flatnonzero(np.append(True, subjects[order][1:] != subjects[order][:-1])), len(order)
     )
-    mean, covariance, centre, width = (
-        estimates[n].to_numpy()[order] for n in ("mean", "covariance", "centre", "width")
+    mean, covariance, ess, centre, width = (
+        estimates[n].to_numpy()[order] for n in ("mean", "covariance", "ess", "centre", "width")
     )
-    Lambda, eta = gaussian_likelihood(mean, covariance, centre, width)
+    Lambda, eta = gaussian_likelihood(mean, covariance, ess, centre, width)
     x, spread = plan.rows(plan.table.iloc[order]), estimates["spread"].to_numpy()
     repeated = bool((np.diff(start) > 1).any())
     return (Lambda, eta, x, start), centre[0], width[0], spread, repeated, order
@@ -328,7 +375,11 @@ class Density:
         _, _, F, omega = self.split(point)
         prior = (logs - 0.5 * np.exp(2 * logs) / self.scale**2).sum()
         prior -= (2 * self.shapes * np.logaddexp(z, -z)).sum()  # Beta density and its Jacobian, in atanh
-        return float(prior + marginal(F, omega, self.data, self.mean, self.precision)[0])
+        try:
+            value = prior + marginal(F, omega, self.data, self.mean, self.precision)[0]
+        except np.linalg.LinAlgError:
+            return -np.inf
+        return float(value) if np.isfinite(value) else -np.inf
 
 
 def _complete(

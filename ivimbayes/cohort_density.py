@@ -24,7 +24,7 @@ def _factor(A, K):
             for k in range(j):
                 value -= K[i, k] * K[j, k]
             if i == j:
-                K[i, i] = math.sqrt(value)
+                K[i, i] = math.sqrt(value) if value > 0.0 else math.nan
                 total += math.log(K[i, i])
             else:
                 K[i, j] = value / K[j, j]

@@ -3,6 +3,8 @@
 import itertools
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import xarray as xr
 
 from ivimbayes.cohort import Design
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
 from ivimbayes.sessions import change_row
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.storage import load_tree, replacing, write_tree
 
+OWN = ("fit", "roi", "parameter", "unit", "alone", "mean", "median", "sd", "low", "high")  # of `scan_table`
 CONTRASTS = (
     "roi", "parameter", "unit", "a", "b", "difference", "difference_low", "difference_high", "ratio",
     "ratio_low", "ratio_high", "p_greater",
@@ -27,10 +31,13 @@ def design_of(cohort: xr.DataTree) -> Design:
     if "effects" not in cohort.attrs or "scans" not in cohort.children:
         raise InputError("cohort: not the fit of a study; give a tree from fit_cohort or read_cohort")
     a = cohort.attrs
-    levels = {name: tuple(found) for name, found in json.loads(a["levels"]).items()}
-    moments = {name: tuple(found) for name, found in json.loads(a["moments"]).items()}
-    table = pd.DataFrame(json.loads(a["design"]))
-    return Design(table, tuple(json.loads(a["effects"])), levels, moments)
+    try:
+        levels = {name: tuple(found) for name, found in json.loads(a["levels"]).items()}
+        moments = {name: tuple(found) for name, found in json.loads(a["moments"]).items()}
+        table = pd.DataFrame(json.loads(a["design"]))
+        return Design(table, tuple(json.loads(a["effects"])), levels, moments)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"cohort: its design cannot be read ({one_line(error)}); fit it again") from None
 
 
 def predict_cohort(cohort: xr.DataTree, at: Mapping[str, Any]) -> xr.Dataset:
@@ -61,7 +68,7 @@ def predict_cohort(cohort: xr.DataTree, at: Mapping[str, Any]) -> xr.Dataset:
             raise InputError(f"{name}: not among the effects of the study; those are {known}")
         if name in plan.levels and str(value) not in plan.levels[name]:
             raise InputError(f"{name} {value!r}: no such level; they are {', '.join(plan.levels[name])}")
-        if name in plan.moments and not isinstance(value, (int, float)):
+        if name in plan.moments and not isinstance(value, Real):
             raise InputError(f"{name} {value!r}: a covariate; give a number")
     cells = itertools.product(*([str(at[n])] if n in at else levels for n, levels in plan.levels.items()))
     table = pd.DataFrame(list(cells), columns=list(plan.levels))
@@ -110,6 +117,7 @@ def contrast(cohort: xr.DataTree, a: Mapping[str, Any], b: Mapping[str, Any]) ->
     ...         "covariance": ((*dims, "other"), np.tile(np.eye(3) * 0.01, (30, 1, 1, 1))),
     ...         "centre": (dims, np.tile([-2.2, -6.9, -4.0], (30, 1, 1))),
     ...         "width": (dims, np.tile([0.85, 0.6, 1.2], (30, 1, 1))),
+    ...         "ess": (dims[:2], np.full((30, 1), 1000.0)),
     ...         "spread": (dims[1:], [[0.7, 0.4, 0.7]]),
     ...     },
     ...     coords={"roi": ["liver"], "parameter": ["f", "D", "D_star"]},
@@ -152,7 +160,7 @@ def scan_table(cohort: xr.DataTree) -> pd.DataFrame:
         flat = scale * np.asarray(draws, float).reshape(-1, *draws.shape[2:])
         low, median, high = np.quantile(flat, [0.025, 0.5, 0.975], axis=0)
         for r, roi in enumerate(scans["roi"].values.astype(str).tolist()):
-            part = plan.table.assign(
+            part = plan.table.rename(columns={c: f"design_{c}" for c in OWN if c in plan.table}).assign(
                 fit=np.arange(len(plan.table)), roi=roi, parameter=name,
                 unit=PARAMETERS[name].display_unit, alone=scale * alone[p][:, r],
                 mean=flat[..., r].mean(axis=0), median=median[:, r], sd=flat[..., r].std(axis=0),
@@ -163,7 +171,9 @@ def scan_table(cohort: xr.DataTree) -> pd.DataFrame:
 
 
 def all_contrasts(cohort: xr.DataTree) -> pd.DataFrame:
-    """Tabulate every effect of a study: each level of a factor beside its first, each covariate one sd up.
+    """Tabulate the effects of a study: each level of a factor beside its first, each covariate one sd up.
+
+    Products of effects are averaged over here; `contrast` tells them apart.
 
     Returns
     -------
@@ -203,10 +213,11 @@ def write_cohort(cohort: xr.DataTree, folder: str | Path, prefix: str = "") -> t
     effects, scans, tree = (
         Path(folder) / f"{prefix}{name}" for name in ("effects.tsv", "scans.tsv", "cohort.nc")
     )
-    for table, path in ((all_contrasts(cohort), effects), (scan_table(cohort), scans)):
-        with replacing(path) as unfinished:
+    with ExitStack() as all_or_none:  # the names are given when all three are written
+        for table, path in ((all_contrasts(cohort), effects), (scan_table(cohort), scans)):
+            unfinished = all_or_none.enter_context(replacing(path))
             table.to_csv(unfinished, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
-    write_tree(cohort, tree)
+        write_tree(cohort, all_or_none.enter_context(replacing(tree)))
     return effects, scans, tree
 
 

@@ -10,14 +10,16 @@ from typing import Any
 import h5py
 import numpy as np
 import xarray as xr
+from arviz_stats.base import array_stats
 
 from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.images import one_line
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
 from ivimbayes.summary import diagnose
 
-LEAST_GAIN = 1e-3  # of a scan's information on a direction of theta, over the prior's
+LEAST_GAIN = -0.5  # of a scan's information on a direction of theta, over the prior's
 Fit = xr.DataTree | str | Path
 
 
@@ -34,7 +36,8 @@ def region_estimates(fits: Sequence[Fit]) -> xr.Dataset:
     -------
     Dataset
         ``mean`` (fit, roi, parameter) and ``covariance`` (fit, roi, parameter, other) of the posterior of the
-        region's mean theta, ``centre`` and ``width`` (fit, roi, parameter) of its prior; NaN where a fit has
+        region's mean theta, ``ess`` (fit, roi), the least effective draws of its parameters, ``centre`` and
+        ``width`` (fit, roi, parameter) of its prior; NaN where a fit has
         no such region, or its verdict there is ``failed``, of which a warning tells. ``spread`` (roi,
         parameter) is the prior scale of standard deviations. It can be stored by `Dataset.to_netcdf`, and
         takes the place of the fits.
@@ -42,7 +45,7 @@ def region_estimates(fits: Sequence[Fit]) -> xr.Dataset:
     Raises
     ------
     InputError
-        If a fit cannot be read, or the signal models differ.
+        If a fit cannot be read, or the signal models or a region's priors differ.
     """
     read = [_read(one, n) for n, one in enumerate(fits)]
     if not read:
@@ -58,21 +61,31 @@ def region_estimates(fits: Sequence[Fit]) -> xr.Dataset:
     shape = (len(read), len(names), P)
     mean, centre, width = (np.full(shape, np.nan) for _ in range(3))
     _warn([(n, name) for n, (_, _, _, failed) in enumerate(read) for name in failed], len(read))
-    covariance = np.full((*shape, P), np.nan)
+    covariance, ess = np.full((*shape, P), np.nan), np.full(shape[:2], np.nan)
+    used: dict[str, tuple[int, TissuePrior]] = {}
     for n, (_, priors, drawn, failed) in enumerate(read):
-        for name in set(drawn) - failed:
-            mu = drawn[name]
+        for name in sorted(set(drawn) - failed):
+            flat = drawn[name].reshape(-1, P)
+            first, same = used.setdefault(name, (n, priors[name]))
+            pairs = zip(priors[name].theta(signal), same.theta(signal), strict=True)
+            if not all(np.array_equal(one, other) for one, other in pairs):
+                raise InputError(
+                    f"region {name!r}: fit {first + 1} has the prior of {same.name}, fit {n + 1} another "
+                    f"({priors[name].name}); fit all with one (--tissue)"
+                )
             r, prior = names.index(name), priors[name].theta(signal)
-            mean[n, r], covariance[n, r] = mu.mean(axis=0), np.atleast_2d(np.cov(mu.T))
+            mean[n, r], covariance[n, r] = flat.mean(axis=0), np.atleast_2d(np.cov(flat.T))
+            ess[n, r] = np.min(array_stats.ess(drawn[name], chain_axis=0, draw_axis=1, method="mean"))
             centre[n, r], width[n, r] = prior.centre, prior.width
-    spread = {
-        name: priors[name].theta(signal).spread for _, priors, drawn, _ in reversed(read) for name in drawn
-    }
+            if not (np.diag(covariance[n, r]) > 0).all():
+                raise InputError(f"region {name!r} of fit {n + 1}: its draws do not vary; fit it again")
+    spread = {name: prior.theta(signal).spread for name, (_, prior) in used.items()}
     dims = ("fit", "roi", "parameter")
     return xr.Dataset(
         {
             "mean": (dims, mean), "covariance": ((*dims, "other"), covariance), "centre": (dims, centre),
-            "width": (dims, width), "spread": (dims[1:], np.stack([spread[name] for name in names])),
+            "width": (dims, width), "ess": (dims[:2], ess),
+            "spread": (dims[1:], np.stack([spread[name] for name in names])),
         },
         coords={"roi": names, "parameter": list(SIGNALS[signal].parameters)},
         attrs={"signal": signal},
@@ -91,7 +104,7 @@ def _warn(failed: list[tuple[int, str]], fits: int) -> None:
 
 
 def _read(one: Fit, place: int) -> tuple[ModelSpec, dict[str, TissuePrior], dict[str, np.ndarray], set[str]]:
-    """Specification, priors and draws (draw, parameter) of mean theta of each region; those that failed."""
+    """Specification, priors, draws (chain, draw, parameter) of each mean theta; regions that failed."""
     if isinstance(one, xr.DataTree):
         if "spec" not in one.attrs or "posterior" not in one.children:
             raise InputError(
@@ -111,15 +124,21 @@ def _read(one: Fit, place: int) -> tuple[ModelSpec, dict[str, TissuePrior], dict
                 mu = file["posterior/mu"][...]
                 names = [name.decode() for name in file["posterior/roi"][...]]
                 spec, priors = _attrs(file.attrs)
-        except (OSError, KeyError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: not a stored fit ({error}); run ivimbayes fit again") from None
+                missing = [name for name in names if name not in priors]
+        except (OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{path}: not a stored fit ({one_line(error)}); run ivimbayes fit again"
+            ) from None
+        if missing or mu.ndim != 4 or mu.shape[2:] != (len(names), len(SIGNALS[spec.signal].parameters)):
+            raise InputError(f"{path}: not a stored fit (its parts do not agree); run ivimbayes fit again")
         failed = _failed(path)
-    flat = mu.astype(float).reshape(-1, *mu.shape[2:])
-    return spec, priors, {name: flat[:, r] for r, name in enumerate(names)}, failed
+    return spec, priors, {name: mu[:, :, r].astype(float) for r, name in enumerate(names)}, failed
 
 
 def _failed(path: Path) -> set[str]:
     """Regions whose verdict is ``failed`` in the table beside a stored fit."""
+    if not path.name.endswith("posterior.nc"):
+        raise InputError(f"{path}: named otherwise than posterior.nc, beside its summary.tsv; name it so")
     beside = path.with_name(path.name.replace("posterior.nc", "summary.tsv"))
     if not beside.is_file():
         raise InputError(f"{beside}: no such file, which holds the verdicts; run ivimbayes fit again")
@@ -128,7 +147,9 @@ def _failed(path: Path) -> set[str]:
             rows = list(csv.DictReader(file, delimiter="\t"))
         return {row["roi"] for row in rows if row["verdict"] == "failed"}
     except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise InputError(f"{beside}: not a table of a fit ({error}); run ivimbayes fit again") from None
+        raise InputError(
+            f"{beside}: not a table of a fit ({one_line(error)}); run ivimbayes fit again"
+        ) from None
 
 
 def _attrs(attrs: Any) -> tuple[ModelSpec, dict[str, TissuePrior]]:
@@ -137,20 +158,31 @@ def _attrs(attrs: Any) -> tuple[ModelSpec, dict[str, TissuePrior]]:
 
 
 def gaussian_likelihood(
-    mean: np.ndarray, covariance: np.ndarray, centre: np.ndarray, width: np.ndarray
+    mean: np.ndarray, covariance: np.ndarray, ess: np.ndarray, centre: np.ndarray, width: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide a normal posterior (..., parameter) by its normal prior.
+
+    Parameters
+    ----------
+    mean, covariance : ndarray (..., parameter), (..., parameter, parameter)
+        Of the posterior, from draws.
+    ess : ndarray (...)
+        Effective draws.
+    centre, width : ndarray (..., parameter)
+        Of the prior.
 
     Returns
     -------
     ndarray (..., parameter, parameter), (..., parameter)
-        Precision of the likelihood, and precision times mean. No direction of theta has less information
-        than `LEAST_GAIN` of the prior's: where the posterior is as wide as the prior, or wider, by chance.
+        Precision of the likelihood, and precision times mean. What the data say nothing of has a precision
+        that is 0 on average, of either sign by the chance of the draws: cut off at 0 it would add up over
+        scans to knowledge that none of them has.
     """
-    scale = 1 / width
+    P, scale = mean.shape[-1], 1 / width
     white = scale[..., :, None] * covariance * scale[..., None, :]
     values, vectors = np.linalg.eigh(white)
-    values = np.minimum(values, 1 / (1 + LEAST_GAIN))
+    unbiased = np.maximum(1 - (P + 1) / np.asarray(ess, float), 0.5)[..., None]  # of an inverse covariance
+    values = np.minimum(np.maximum(values, 1e-12) / unbiased, 1 / (1 + LEAST_GAIN))
     m = np.einsum("...ji,...j->...i", vectors, (mean - centre) * scale)
     gain, pull = 1 / values - 1, m / values
     Lambda = np.einsum("...i,...ij,...j,...kj,...k->...ik", scale, vectors, gain, vectors, scale)

@@ -69,8 +69,10 @@ def open_image(path: str | Path, ndim: int, what: str) -> Any:
         raise InputError(f"{path}: {len(shape)}-D image of shape {by(shape)}; give {what}{hint}")
     if min(shape) < 1:
         raise InputError(f"{path}: empty image of shape {by(shape)}; give {what}")
+    held = path if path.suffix != ".hdr" else Path(image.file_map["image"].filename)
+    size = held.stat().st_size if held.is_file() else 0
     needed = math.prod(image.shape) * image.get_data_dtype().itemsize
-    if needed > size * (GZIP_RATIO if path.suffix == ".gz" else 1):
+    if needed > size * (GZIP_RATIO if held.suffix == ".gz" else 1):
         raise InputError(
             f"{path}: the header promises {by(shape)} values, the file holds {size} bytes; copy it again"
         )

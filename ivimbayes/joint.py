@@ -8,12 +8,13 @@ import nutpie
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.cohort import Density, as_cohort, read_design, region_data
+from ivimbayes.cohort import Density, as_cohort, check_options, read_design, region_data
 from ivimbayes.correlation import correlations
 from ivimbayes.errors import InputError
 from ivimbayes.estimates import region_estimates
 from ivimbayes.model import build_joint_model
 from ivimbayes.sampling import prepare_region
+from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec, model_data, sigma_scale, signal_scale
 
 TUNE, ACCEPT = 1000, 0.9
@@ -62,25 +63,33 @@ def fit_joint(
         if not isinstance(tree, xr.DataTree) or "spec" not in tree.attrs:
             raise InputError(f"fits[{n}]: not a fit; give trees from fit, or from read_tree")
         spec = ModelSpec.from_json(tree.attrs["spec"])
+        if (tree["constant_data"]["level"] != "voxel").any():
+            raise InputError(f"fits[{n}]: of a mean curve; the joint model takes voxels (--level voxel)")
+        if len(SIGNALS[spec.signal].parameters) < 2:
+            raise InputError(
+                f"fits[{n}]: of the {spec.signal} signal; the joint model takes two parameters or more"
+            )
         if spec.noise != "gaussian" or spec.population != "normal":
             raise InputError(
                 f"fits[{n}]: of {spec.noise} noise and a {spec.population} population; "
                 "the joint model takes gaussian noise and a normal population"
             )
+    check_options(draws, chains, seed, cores)
     estimates = region_estimates(fits)
     plan = read_design(design, len(fits), effects)
     found = []
     for r, roi in enumerate(estimates["roi"].values.astype(str)):
         data, centre, width, spread, repeated, order = region_data(estimates.isel(roi=r), plan)
         density = Density(data, centre, width, spread, repeated)
-        arrays = _voxels([fits[n] for n in order], roi, estimates.isel(roi=r, fit=order))
+        arrays = _voxels([fits[n] for n in order], roi)
         P, q = density.P, data[2].shape[1]
         scale = density.scale
         subject = np.repeat(np.arange(len(data[3]) - 1), np.diff(data[3]))
         arrays |= {
             "x": data[2], "subject": subject, "mean": density.mean.reshape(P, q),
             "width": (1 / np.sqrt(density.precision)).reshape(P, q), "between": scale[:P],
-            "within": scale[P:], "spread": np.tile(spread, (len(order), 1)), "scan_Lambda": data[0],
+            "within": scale[P:],
+            "shapes": density.shapes, "spread": np.tile(spread, (len(order), 1)), "scan_Lambda": data[0],
             "scan_eta": data[1],
         }  # fmt: skip
         model = build_joint_model(arrays, spec, repeated)
@@ -93,7 +102,7 @@ def fit_joint(
     return as_cohort(found, estimates, plan, seed)
 
 
-def _voxels(fits: Sequence[xr.DataTree], roi: str, estimates: xr.Dataset) -> dict[str, np.ndarray]:
+def _voxels(fits: Sequence[xr.DataTree], roi: str) -> dict[str, np.ndarray]:
     """Arrays of the voxels of one region of all scans, each scan over its own scale."""
     parts, scans, sigma = [], [], []
     for n, tree in enumerate(fits):

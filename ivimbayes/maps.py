@@ -144,7 +144,7 @@ def read_maps(folder: str | Path) -> xr.Dataset:
         name = path.name.removesuffix(".nii.gz")
         try:
             image = open_image(path, 3, "a map")
-            values = read_values(image.dataobj, (...,), path)
+            values = read_values(image.dataobj, (...,), path).reshape(image.shape[:3])
         except InputError as error:
             why = str(error).removeprefix(f"{path}: ").partition(";")[0]
             raise InputError(f"{path}: cannot be read ({why}); make it again with ivimbayes map") from None

@@ -274,9 +274,9 @@ def build_joint_model(data: Mapping[str, np.ndarray], spec: ModelSpec, repeated:
         Of the voxels of all scans, as `build_model` takes them: ``b``, ``observed``, ``averages``,
         ``Lambda``, ``eta``; ``scan`` (voxel,) and ``subject`` (scan,), places; ``x`` (scan, effect), the
         design; ``mean``, ``width`` (parameter, effect), the effects' prior; ``between``, ``within``
-        (parameter,), scales of the standard deviations; ``spread`` (scan, parameter), ``sigma_scale``
-        (scan,); ``scan_Lambda``, ``scan_eta``, the likelihood of each scan's mean as its own fit gave it,
-        which changes the sampling space alone.
+        (parameter,), scales of the standard deviations, ``shapes`` (pair,), of the correlations of
+        subjects; ``spread`` (scan, parameter), ``sigma_scale`` (scan,); ``scan_Lambda``, ``scan_eta``, the
+        likelihood of each scan's mean as its own fit gave it, which changes the sampling space alone.
     spec : ModelSpec
         Gaussian noise and normal population.
     repeated : bool
@@ -317,7 +317,7 @@ def build_joint_model(data: Mapping[str, np.ndarray], spec: ModelSpec, repeated:
     with pm.Model(coords=coords) as model:
         effects = pm.Normal("coefficient", data["mean"], data["width"], dims=("parameter", "effect"))
         between = pm.HalfNormal("between_sd", data["between"], dims="parameter")
-        F = factor(between, pm.Beta("between_partial", shape, shape, dims="pair"))
+        F = factor(between, pm.Beta("between_partial", data["shapes"], data["shapes"], dims="pair"))
         middle, spread = pt.dot(pt.as_tensor(data["x"]), effects.T), F
         if repeated:
             within = pm.HalfNormal("within_sd", data["within"], dims="parameter")

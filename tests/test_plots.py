@@ -718,9 +718,10 @@ def test_a_real_fit_is_drawn(short_fit: xr.DataTree) -> None:
     assert len(ax.lines[-1].get_xdata()) == 16
 
 
-@pytest.mark.filterwarnings("ignore:simulation. b values between 0 and 150")  # of the simplified model
-@pytest.mark.parametrize("name", list(SIGNALS))
-def test_decay_of_a_fit_of_every_signal(name: str, phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> None:
+@pytest.mark.parametrize("name", ["monoexponential", "triexponential"])
+def test_decay_of_a_fit_of_the_fewest_and_the_most(
+    name: str, phantom_scan: tuple[xr.Dataset, xr.Dataset]
+) -> None:
     """Also where there is nothing to correlate (one parameter): from a fit, not a tree made by hand."""
     short = {"draws": 50, "tune": 50, "chains": 2, "voxels_per_roi": 6, "retry": False, "progress": False}
     tree = ib.fit(phantom_scan[0], ModelSpec(signal=name), **short)

@@ -69,7 +69,7 @@ def study_fits(seed: int, people: int) -> tuple[list[xr.DataTree], pd.DataFrame]
 
 def by_subject(together: xr.Dataset) -> xr.Dataset:
     """Turn the regions of one fit to fits of one region."""
-    names = ("mean", "covariance", "centre", "width")
+    names = ("mean", "covariance", "ess", "centre", "width")
     parts = {n: together[n].isel(fit=0).rename(roi="fit").expand_dims(roi=["liver"], axis=1) for n in names}
     spread = together["spread"].dropna("roi").isel(roi=[0]).assign_coords(roi=["liver"])
     return xr.Dataset({**parts, "spread": spread}, attrs=together.attrs).drop_vars("fit")
@@ -134,6 +134,7 @@ def many(subjects: int, regions: int = 4) -> None:
         {
             "mean": (dims, MODEL.theta(*CONTROL) + shift + rng.standard_normal(shift.shape) @ noise.T),
             "covariance": ((*dims, "other"), np.tile(one["covariance"].values[:1, :1], (*shape, 1))),
+            "ess": (dims[:2], np.full(shape[:2], 1000.0)),
             "centre": (dims, np.tile(one["centre"].values[0, 0], shape)),
             "width": (dims, np.tile(one["width"].values[0, 0], shape)),
             "spread": (dims[1:], np.tile(one["spread"].values[0], (regions, 1))),

@@ -8,6 +8,7 @@ Prints the count by target and outcome, and every case that ended otherwise; exi
 """
 
 import argparse
+import faulthandler
 import json
 import resource
 import signal
@@ -59,6 +60,10 @@ def seeds_of(folder: Path) -> None:
         tree = ib.fit(scan, draws=50, tune=50, chains=2, voxels_per_roi=6, retry=False, progress=False)
     ib.write_tree(tree, folder / "posterior.nc")
     ib.write_maps(ib.posterior_maps(scan, tree, progress=False), folder / "maps")
+
+
+class Late(BaseException):
+    """A case took too long; no reader may take it for an error of its file."""
 
 
 Reader = Callable[[Path, np.random.Generator, Path], None]
@@ -164,10 +169,11 @@ def run_case(case: int, target: str, seeds: Path) -> tuple[str, str]:
     """Outcome of a case: result, refused, or a fault with what was raised."""
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise Late(f"more than {SECONDS} s")
 
     signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # where no signal is heard, as in a C library
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -181,6 +187,7 @@ def run_case(case: int, target: str, seeds: Path) -> tuple[str, str]:
         return "fault", f"{type(error).__name__}: {str(error)[:160]} at {ours[-1] if ours else where[-1]}"
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def child(seeds: Path, first: int, last: int, only: str | None) -> None:
