@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
 from ivimbayes.options import Cores, Draws, Overwrite, Seed
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ def cohort_command(
     """
     from ivimbayes.cohort import fit_cohort
     from ivimbayes.contrasts import all_contrasts, write_cohort
+    from ivimbayes.images import one_line
     from ivimbayes.terminal import print_effects
 
     there = [name for name in FILES if (out / name).exists()]
@@ -70,6 +70,8 @@ def cohort_command(
 
 def _read(path: Path) -> "pd.DataFrame":
     import pandas as pd
+
+    from ivimbayes.images import one_line
 
     try:
         table = pd.read_csv(

@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.lanes import allocating_jit
+from ivimbayes.lanes import allocating_jit, jit
 
 
-@allocating_jit
+@jit
 def _factor(A, K):
     """Lower Cholesky factor K of A, and the sum of the logarithms of its diagonal."""
     P, total = A.shape[0], 0.0
@@ -31,7 +31,7 @@ def _factor(A, K):
     return total
 
 
-@allocating_jit
+@jit
 def _solve(K, R):
     """Replace the columns of R by K⁻¹ R, K a lower triangle."""
     for c in range(R.shape[1]):
@@ -42,7 +42,7 @@ def _solve(K, R):
             R[i, c] = value / K[i, i]
 
 
-@allocating_jit
+@jit
 def _without_e(omega, Lambda, eta, M, K, R, each, rest):
     """Precision and shift of a scan's likelihood with e integrated out, into each and rest; a constant.
 
@@ -68,7 +68,7 @@ def _without_e(omega, Lambda, eta, M, K, R, each, rest):
     return c
 
 
-@allocating_jit
+@jit
 def _inside(F, L, M):
     """M = I + F' L F, of a lower triangle F."""
     P = F.shape[0]
@@ -238,7 +238,7 @@ def draw_means(F, omega, Lambda, eta, x, start, beta, normal, out):
                 out[n, i] = fixed[i] + omega[i] * z[i]
 
 
-@allocating_jit
+@jit
 def _draw(M, K, z, normal):
     """Replace z by a draw of Normal(M⁻¹ z, M⁻¹)."""
     P = len(z)
