@@ -146,7 +146,7 @@ def many(subjects: int, regions: int = 4) -> None:
     start = time.perf_counter()
     cohort = fit_cohort(estimates, design)
     spent = time.perf_counter() - start
-    ess = cohort["constant_data"]["ess"].values
+    ess = cohort["constant_data"]["effective_draws"].values
     print(f"{subjects} subjects x {regions} regions: {spent:.1f} s; effective draws {ess.min():.0f} or more")
     scan, _ = simulate(B, SNR, voxels=VOXELS, regions=regions, seed=1)
     with TemporaryDirectory() as folder:
