@@ -52,7 +52,7 @@ def fit_joint(
     Returns
     -------
     DataTree
-        As `fit_cohort` returns it, with `ess` the smallest bulk effective draws of the effects.
+        As `fit_cohort` returns it, with ``effective_draws`` the smallest of the effects; its chains are not judged.
 
     Raises
     ------
