@@ -52,7 +52,8 @@ def fit_joint(
     Returns
     -------
     DataTree
-        As `fit_cohort` returns it, with ``effective_draws`` the smallest of the effects; its chains are not judged.
+        As `fit_cohort` returns it, with ``effective_draws`` the smallest of the effects; its chains are not
+        judged.
 
     Raises
     ------
