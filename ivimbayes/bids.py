@@ -20,6 +20,7 @@ from ivimbayes.bids_results import (
     open_dataset,
     read_key,
     read_summaries,
+    read_summary,
     result_file,
     write_failure,
     write_failures,
@@ -30,13 +31,13 @@ from ivimbayes.bids_results import (
 from ivimbayes.cohort import fit_cohort
 from ivimbayes.contrasts import write_cohort
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
 from ivimbayes.priors import TissuePrior, read_priors
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Settings, finish_fit, plan_fit
 from ivimbayes.scans import file_digest, read_scan, roi_names
 from ivimbayes.spec import ModelSpec
+from ivimbayes.tables import read_table
 from ivimbayes.voxels import VOXELS_PER_ROI
 from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 from ivimbayes.workers import RegionJob, Result, open_workers, sample_jobs
@@ -204,7 +205,7 @@ def run_participant(
         _run_all(todo, root, out, options, rows, scheduler, workers, progress)
     for run in runs:
         if rows[run.stem]["status"] == KEPT_DONE:
-            table = pd.read_csv(result_file(out, run, options.spec.signal, "summary.tsv"), sep="\t")
+            table = read_summary(result_file(out, run, options.spec.signal, "summary.tsv"))
             rows[run.stem] |= _described(table)
     write_failures(out)
     return _table(rows)
@@ -253,7 +254,7 @@ def run_group(
         raise InputError(f"{out}: holds no results; run the participant level first")
     open_dataset(out, root)
     described: dict[str, Any] = {}
-    people = _participants(root)
+    people = read_participants(root)
     if people is not None:
         taken = {c: f"participants_{c}" for c in people if c in table and c != "participant_id"}
         people = people.rename(columns=taken)
@@ -301,14 +302,12 @@ def _fit_group(
     return fit_cohort(files, kept, effects=effects, draws=draws, seed=seed)
 
 
-def _participants(root: Path) -> pd.DataFrame | None:
+def read_participants(root: Path) -> pd.DataFrame | None:
+    """Read ``participants.tsv`` of a dataset, as words; None where there is none."""
     path = root / "participants.tsv"
     if not path.is_file():
         return None
-    try:
-        people = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); write a tab-separated table") from None
+    people = read_table(path, "write a tab-separated table", dtype=str)
     if "participant_id" not in people or people["participant_id"].duplicated().any():
         raise InputError(f"{path}: needs a column participant_id, each participant once")
     return people

@@ -1,12 +1,12 @@
 """What a BIDS dataset holds for a fit: diffusion-weighted runs, their b values, masks and label images."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line, read_json
 
 LABEL = re.compile(r"[A-Za-z0-9]+")
 NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9]+_)*)([A-Za-z0-9]+)(\.[a-z.]+)")
@@ -159,11 +159,11 @@ def read_description(root: Path) -> dict[str, object]:
     """Read ``dataset_description.json``; empty where there is none."""
     path = root / "dataset_description.json"
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable JSON ({error}); correct it") from None
+        raise InputError(f"{path}: not readable JSON ({one_line(error)}); correct it") from None
     if not isinstance(plain, dict):
         raise InputError(f"{path}: not a JSON object; correct it")
     return plain

@@ -15,12 +15,14 @@ import xarray as xr
 
 from ivimbayes.bids_layout import Run, parse_name, read_description
 from ivimbayes.errors import InputError
+from ivimbayes.images import read_json
 from ivimbayes.maps import write_maps
 from ivimbayes.report import render_report
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
 from ivimbayes.storage import replacing, write_tree
 from ivimbayes.summary import VERDICTS, diagnose, summarize
+from ivimbayes.tables import read_table
 
 BIDS_VERSION = "1.10.0"
 KEPT = ".ivimbayes"  # finished regions of unfinished runs
@@ -133,7 +135,7 @@ def read_key(out: Path, run: Run, signal: str) -> str | None:
         return None
     path = result_file(out, run, signal, "summary.json")
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["Run"]["Key"])
+        return str(read_json(path.read_text(encoding="utf-8"))["Run"]["Key"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
 
@@ -193,7 +195,7 @@ def write_index(out: Path, subject: str) -> None:
     """Write the page of a participant: every run with its verdicts and values, and a link to its report."""
     parts = []
     for path in _summaries(out, subject):
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        table = read_summary(path, dtype=str)
         report = path.with_name(path.name.replace("_summary.tsv", "_report.html")).relative_to(out)
         rows = [
             f"<tr><td>{escape(r['roi'])}</td><td>{escape(r['parameter'])}</td><td>{escape(r['unit'])}</td>"
@@ -253,11 +255,20 @@ def read_summaries(out: Path) -> pd.DataFrame:
     """Read all tables of a dataset as one, with ``participant_id``, ``session_id``, ``run``, ``model``."""
     parts = []
     for path, first in find_results(out):
-        table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False)
+        table = read_summary(path, na_values=["n/a"])
         for at, (column, value) in enumerate(first.items()):
             table.insert(at, column, value)
         parts.append(table)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def read_summary(path: Path, **options: Any) -> pd.DataFrame:
+    """Read the table of a run."""
+    way_out = "delete it, and run the participant level again"
+    table = read_table(path, way_out, **options)
+    if missing := {"roi", "parameter", "unit", "median", "hdi_low", "hdi_high", "verdict"} - set(table):
+        raise InputError(f"{path}: not the table of a run (no column {min(missing)}); {way_out}")
+    return table
 
 
 def find_results(out: Path) -> list[tuple[Path, dict[str, str]]]:

@@ -24,6 +24,7 @@ from ivimbayes.convergence import measure_chains
 from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import callbacks, noise_constant, split_draws
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
 from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
@@ -32,7 +33,7 @@ from ivimbayes.second import add_second, draw_second_prior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
-from ivimbayes.storage import replacing
+from ivimbayes.storage import check_netcdf, replacing
 from ivimbayes.voxels import MIN_POOLED
 
 B = (0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
@@ -435,10 +436,13 @@ def read_calibration(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run ivimbayes calibrate first")
     try:
+        check_netcdf(path)
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             result = stored.load()
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not a readable netCDF file ({error})") from None
+    except Exception as error:  # a damaged file may raise anything in h5py, h5netcdf and xarray
+        raise InputError(
+            f"{path}: not a readable netCDF file ({one_line(error)}); run ivimbayes calibrate again"
+        ) from None
     if "rank" not in result or "key" not in result.attrs:
         raise InputError(f"{path}: holds no calibration; name a file that ivimbayes calibrate wrote")
     return result

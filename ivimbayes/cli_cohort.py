@@ -53,7 +53,7 @@ def cohort_command(
     there = [name for name in FILES if (out / name).exists()]
     if there and not overwrite:
         raise InputError(f"{out}: holds {there[0]}; name another with --out, or replace it with --overwrite")
-    table = _read(design)
+    table = read_design_file(design)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; name a folder with --out")
     names = [label for word in effects or [] for label in word.replace(",", " ").split()]
@@ -68,18 +68,12 @@ def cohort_command(
     typer.echo(f"written to {out}")
 
 
-def _read(path: Path) -> "pd.DataFrame":
-    import pandas as pd
+def read_design_file(path: Path) -> "pd.DataFrame":
+    """Read the table of a study: a row for each scan, whose results folder is in the column fit."""
+    from ivimbayes.tables import read_table
 
-    from ivimbayes.images import one_line
-
-    try:
-        table = pd.read_csv(
-            path, sep="\t", encoding="utf-8-sig", na_values=["n/a", ""], keep_default_na=False,
-            index_col=False, dtype={"fit": str, "subject": str},
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); write a tab-separated table") from None
+    types = {"fit": str, "subject": str}
+    table = read_table(path, "write a tab-separated table", na_values=["n/a", ""], dtype=types)
     if "fit" not in table or table["fit"].isna().any():
         raise InputError(f"{path}: needs a column fit, the results folder of each scan; add it")
     return table

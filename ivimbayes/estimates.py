@@ -17,6 +17,7 @@ from ivimbayes.images import one_line
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
+from ivimbayes.storage import check_netcdf
 from ivimbayes.summary import diagnose
 
 LEAST_GAIN = -0.5  # of a scan's information on a direction of theta, over the prior's
@@ -120,6 +121,7 @@ def _read(one: Fit, place: int) -> tuple[ModelSpec, dict[str, TissuePrior], dict
         if not path.is_file():
             raise InputError(f"{path}: no such file; run ivimbayes fit first, or name the folder it wrote")
         try:  # a study has thousands of these: the rest of the file is not read
+            check_netcdf(path)
             with h5py.File(path) as file:
                 mu = file["posterior/mu"][...]
                 names = [name.decode() for name in file["posterior/roi"][...]]

@@ -1,7 +1,9 @@
 """NIfTI images opened with care: the header is checked against the file before anything is read."""
 
 import gzip
+import json
 import math
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from ivimbayes.errors import InputError
 
+FARTHEST = 1 << 24  # bytes of header and extensions
 GZIP_RATIO = 1100  # deflate cannot compress more than 1032 times
 READ_ERRORS = (
     OSError,
@@ -53,6 +56,7 @@ def open_image(path: str | Path, ndim: int, what: str) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give {what} as NIfTI") from None
     try:
+        _check_offset(path)
         with np.errstate(all="ignore"):
             image = nib.load(path, keep_file_open=True)
     except (*READ_ERRORS, TypeError) as error:
@@ -81,6 +85,26 @@ def open_image(path: str | Path, ndim: int, what: str) -> Any:
             f"{path}: values of type {image.get_data_dtype()}; give {what} of integers or real numbers"
         )
     return image
+
+
+def _check_offset(path: Path) -> None:
+    """Refuse an image whose values begin far behind its header: what lies between would be read whole."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        header = file.read(176)
+    for order in "<>":
+        for size, at, kind in ((348, 108, "f"), (540, 168, "q")):
+            if len(header) == 176 and struct.unpack_from(order + "i", header)[0] == size:
+                offset = struct.unpack_from(order + kind, header, at)[0]
+                if not 0 <= offset <= FARTHEST:
+                    raise ImageFileError(f"its values begin at byte {offset:g}")
+
+
+def read_json(text: str) -> Any:
+    """Parse JSON; what is nested too deeply is a `ValueError`, as all else that is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def by(shape: tuple[int, ...]) -> str:

@@ -1,7 +1,7 @@
 """Names of label values, from JSON, a BIDS dseg.tsv or a mapping."""
 
 import csv
-import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line, read_json
+
+LONGEST = 18  # digits of a label
 
 
 def read_label_names(
@@ -60,8 +63,8 @@ def read_label_names(
     for label, name in table.items():
         if not name.strip() or not name.isprintable():
             raise InputError(f"{path or labels}: label {label} is named {name!r}; use printable characters")
-    if len(set(table.values())) < len(table):
-        twice = next(n for n in table.values() if list(table.values()).count(n) > 1)
+    twice, count = Counter(table.values()).most_common(1)[0] if table else ("", 0)
+    if count > 1:
         raise InputError(f"{path or labels}: two labels are named {twice!r}; give each region its own name")
     return table, path
 
@@ -74,15 +77,17 @@ def _read(path: Path, required: bool) -> dict[int, str]:
             f'{path}: no such file; give names as 1=liver,2=kidney, {{"1": "liver"}} in JSON or a dseg.tsv'
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give names as JSON or a dseg.tsv") from None
+        raise InputError(
+            f"{path}: cannot be read ({one_line(error)}); give names as JSON or a dseg.tsv"
+        ) from None
     return _from_tsv(text, path) if path.suffix == ".tsv" else _from_json(text, path, required)
 
 
 def _from_json(text: str, path: Path, required: bool) -> dict[int, str]:
     try:
-        plain: Any = json.loads(text)
+        plain: Any = read_json(text)
     except ValueError as error:
-        raise InputError(f'{path}: not JSON ({error}); write names as {{"1": "liver"}}') from None
+        raise InputError(f'{path}: not JSON ({one_line(error)}); write names as {{"1": "liver"}}') from None
     pairs = plain.items() if isinstance(plain, dict) else ()
     table = {_label(key): str(value) for key, value in pairs if _label(key) >= 0 and isinstance(value, str)}
     table |= {_label(value): str(key) for key, value in pairs if _label(value) >= 0 and _label(key) < 0}
@@ -94,7 +99,12 @@ def _from_json(text: str, path: Path, required: bool) -> dict[int, str]:
 
 
 def _from_tsv(text: str, path: Path) -> dict[int, str]:
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: not a table ({one_line(error)}); write index and name, tab-separated"
+        ) from None
     if not rows or not {"index", "name"} <= set(rows[0]):
         raise InputError(f"{path}: no columns index and name; write a tab-separated table with both")
     table = {}
@@ -113,4 +123,5 @@ def _label(word: Any) -> int:
     """Label value of a word, -1 where it is none."""
     if isinstance(word, bool) or not isinstance(word, int | str):
         return -1
-    return int(word) if str(word).strip().isdecimal() else -1
+    text = str(word).strip()
+    return int(text) if text.isdecimal() and len(text) <= LONGEST else -1

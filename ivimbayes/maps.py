@@ -1,6 +1,7 @@
 """Maps of a volume: what they hold, and NIfTI files of them."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,11 +13,13 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line, open_image, read_values
+from ivimbayes.images import one_line, open_image, read_json, read_values
 from ivimbayes.signals import PARAMETERS
-from ivimbayes.storage import replacing
+from ivimbayes.storage import check_netcdf, replacing
 
 SPACE = ("x", "y", "z")
+ZARR: dict[str, Any] = {"engine": "zarr", "zarr_format": 3, "consolidated": False}  # 2 may hold pickles
+LARGEST = 2**32  # values of an array in a store
 MAPPED = ("f", "D", "D_star", "S0")
 STATUS = {"outside": 0, "ok": 1, "doubtful": 2, "failed": 3, "bad_signal": 4}
 SUMMARIES = ("mean", "sd", "median", "hdi_low", "hdi_high", "contraction")
@@ -128,11 +131,15 @@ def read_maps(folder: str | Path) -> xr.Dataset:
         If the folder holds no maps, or one cannot be read.
     """
     folder = Path(folder)
-    for name, engine in (("maps.nc", "h5netcdf"), ("maps.zarr", "zarr")):
+    for name, options in (("maps.nc", {"engine": "h5netcdf"}), ("maps.zarr", ZARR)):
         if (folder / name).exists():
             try:
-                return xr.load_dataset(folder / name, engine=engine)
-            except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+                if name == "maps.nc":
+                    check_netcdf(folder / name)
+                else:
+                    _check_zarr(folder / name)
+                return xr.load_dataset(folder / name, **options)
+            except Exception as error:  # a damaged file may raise anything in h5netcdf, zarr and xarray
                 raise InputError(
                     f"{folder / name}: cannot be read ({one_line(error)}); make it again with ivimbayes map"
                 ) from None
@@ -149,7 +156,7 @@ def read_maps(folder: str | Path) -> xr.Dataset:
             why = str(error).removeprefix(f"{path}: ").partition(";")[0]
             raise InputError(f"{path}: cannot be read ({why}); make it again with ivimbayes map") from None
         try:
-            plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            plain = read_json((folder / f"{name}.json").read_text(encoding="utf-8"))
             about = {"units": str(plain.get("Units", "")), "long_name": str(plain.get("Description", ""))}
             interval = {"interval": float(plain["Interval"]["Probability"])} if "Interval" in plain else {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -165,6 +172,14 @@ def read_maps(folder: str | Path) -> xr.Dataset:
     if len(shapes) > 1:
         raise InputError(f"{folder}: its maps differ in shape ({sorted(shapes)}); make them again")
     return xr.Dataset(data, attrs=attrs)
+
+
+def _check_zarr(path: Path) -> None:
+    """Refuse a store whose arrays promise more than a volume's maps can be."""
+    for about in sorted(path.glob("*/zarr.json")):
+        plain = read_json(about.read_text(encoding="utf-8"))
+        if math.prod(plain.get("shape", ())) > LARGEST:
+            raise ValueError(f"{about.parent.name} has the shape {plain['shape']}")
 
 
 def _sidecar(attrs: Mapping[str, Any]) -> dict[str, Any]:

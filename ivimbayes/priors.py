@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
 from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
@@ -181,9 +182,11 @@ def read_priors(path: str | Path | None = None) -> dict[str, TissuePrior]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a priors file with --priors") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a priors file in TOML") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not TOML ({error}); see the form of ivimbayes/data/tissues.toml") from None
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); give a priors file in TOML") from None
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not TOML ({one_line(error)}); see the form of ivimbayes/data/tissues.toml"
+        ) from None
     if not tables:
         raise InputError(f"{path}: holds no tissue; add a table such as [liver] with centre and width")
     return {name: _parse(name, table, str(path)) for name, table in tables.items()}
@@ -227,12 +230,16 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
         raise InputError(f'{where} names is not a list of words; write names = ["liver"]')
     if not isinstance(published, list) or not all(isinstance(p, dict) and "source" in p for p in published):
         raise InputError(f"{where} published: every entry needs a source")
-    for value in (entry[p] for entry in published for p in PARAMETERS if p in entry):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{where} published: {value!r} is not a number")
-    return TissuePrior(
-        name, centre, width, spread, tuple(names), tuple(published), str(table.get("note", ""))
-    )
+    sources = [str(entry["source"]) for entry in published]
+    for key, value in (item for entry in published for item in entry.items()):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+        if number if key == "source" else not number and key != "note":
+            wanted = "words" if key == "source" else "a number"
+            raise InputError(f"{where} published: {key} = {value!r}; give {wanted}")
+    note = " ".join(str(table.get("note", "")).split())
+    if hidden := [word for word in (name, note, *names, *sources) if not word.isprintable()]:
+        raise InputError(f"{where} has the text {hidden[0]!r}; use printable characters")
+    return TissuePrior(name, centre, width, spread, tuple(names), tuple(published), note)
 
 
 def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> dict[str, float]:
@@ -246,7 +253,7 @@ def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> di
             f"and may have {', '.join(OTHERS)}"
         )
     for parameter, value in entry.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
             raise InputError(f"{where} {label} {parameter} = {value!r}; give a number")
     return {p: float(entry[p]) for p in (*PARAMETERS, *OTHERS) if p in entry}
 

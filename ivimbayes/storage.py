@@ -5,13 +5,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
 
 MANTISSA_BITS = 12
+RATIO, DEEPEST = 1100, 2  # of compression, and depth of groups
 
 
 @contextmanager
@@ -101,10 +105,47 @@ def read_tree(path: str | Path) -> xr.DataTree:
     return loaded
 
 
+def check_netcdf(path: Path) -> None:
+    """Refuse a netCDF file that promises more than it can hold, or points outside of itself.
+
+    Groups one level deep, reached once; no values kept in other files; no more bytes than `RATIO` times
+    the file's (deflate cannot compress more).
+
+    Raises
+    ------
+    ValueError
+        If it does.
+    """
+    promised, limit, seen = 0, RATIO * path.stat().st_size, set[Any]()
+
+    def walk(group: Any, depth: int) -> None:
+        nonlocal promised
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link to elsewhere")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                address = h5py.h5o.get_info(item.id).addr
+                if depth == DEEPEST or address in seen:
+                    raise ValueError(f"group {name} is nested too deeply")
+                seen.add(address)
+                walk(item, depth + 1)
+            elif isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    raise ValueError(f"values of {name} lie in another file")
+                promised += item.size * item.dtype.itemsize if item.shape is not None else 0
+                if promised > limit:
+                    raise ValueError(f"it promises {promised} bytes and more, of a file of {limit // RATIO}")
+
+    with h5py.File(path) as file:
+        walk(file, 0)
+
+
 def load_tree(path: Path, remedy: str) -> xr.DataTree:
     """Read any DataTree into memory and close its file; an `InputError` with the way out if it cannot be."""
     try:
+        check_netcdf(path)
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             return tree.load().copy(deep=True)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: not a readable netCDF file ({error}); {remedy}") from None
+    except Exception as error:  # a damaged file may raise anything in h5py, h5netcdf and xarray
+        raise InputError(f"{path}: not a readable netCDF file ({one_line(error)}); {remedy}") from None

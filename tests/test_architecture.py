@@ -8,11 +8,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
     {"errors"},
+    {"images"},
     {
         "signals",
         "noise",
         "options",
-        "images",
+        "tables",
         "correlation",
         "storage",
         "labels",
@@ -37,7 +38,7 @@ FLOORS = (
         "curve_density",
     },
     {"spec", "kernel_passes", "datasets", "curve_modes", "design", "study"},
-    {"model", "density", "second", "kernel", "curve_kernel"},
+    {"model", "density", "second", "kernel", "curve_kernel", "fits"},
     {"collect", "convergence", "prior_check", "curves"},
     {"sampling"},
     {"summary", "calibration"},

@@ -1,16 +1,18 @@
 """Mutated files through everything that reads one: each ends in a result or in one of the package's errors.
 
-    .venv/bin/python tests/fuzz/fuzz.py --cases 100000 [--first 0] [--target scan]
+    .venv/bin/python tests/fuzz/fuzz.py --cases 100000 [--first 0] [--target scan] [--jobs 2]
 
 Cases are numbered: a case is the same whenever it is run. They are run in child processes with bounds on memory
 (address space, MEMORY) and time (a case, SECONDS), so that a crash, a hang or a claim on memory is seen and named.
-Prints the count by target and outcome, and every case that ended otherwise; exit status 1 if one did.
+Prints every case that ended otherwise as it is found, then the count by target and outcome; exit status 1 if one
+did. Interrupted, it prints the counts so far.
 """
 
 import argparse
 import faulthandler
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,8 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -29,10 +32,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutate import compress, mutate_bytes, mutate_image, mutate_text
 
 import ivimbayes as ib
-from ivimbayes.bids_layout import find_runs
+from ivimbayes.bids import read_participants
+from ivimbayes.bids_layout import Run, find_runs
+from ivimbayes.bids_results import read_key, read_summaries, result_file
 from ivimbayes.calibration import read_calibration
-from ivimbayes.contrasts import read_cohort
+from ivimbayes.cli_cohort import read_design_file
+from ivimbayes.cohort import read_design
+from ivimbayes.contrasts import all_contrasts, read_cohort, scan_table
 from ivimbayes.errors import InputError
+from ivimbayes.fits import read_fit
+from ivimbayes.stores import ZarrStore
 
 MEMORY, SECONDS, BATCH = 6 << 30, 30, 2000
 B = (0, 10, 20, 50, 100, 200, 400, 600, 800)
@@ -58,8 +67,22 @@ def seeds_of(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tree = ib.fit(scan, draws=50, tune=50, chains=2, voxels_per_roi=6, retry=False, progress=False)
+        trusted = ib.fit(scan, draws=500, progress=False)
+        design = pd.DataFrame({"subject": list("abcdef"), "group": ["one", "two"] * 3, "age": range(6)})
+        study = ib.fit_cohort([trusted] * 6, design)
     ib.write_tree(tree, folder / "posterior.nc")
     ib.write_maps(ib.posterior_maps(scan, tree, progress=False), folder / "maps")
+    ib.posterior_maps(scan, tree, progress=False, store=folder / "store")
+    ib.write_cohort(study, folder)
+    (folder / "design.tsv").write_text(
+        "fit\tsubject\tgroup\tage\n" + "".join(f"f{n}\ts{n}\tg{n % 2}\t{40 + n}\n" for n in range(6))
+    )
+    people = "participant_id\tgroup\tage\nsub-01\tpatient\t50\nsub-02\tcontrol\tn/a\n"
+    (folder / "participants.tsv").write_text(people)
+    (folder / "summary.tsv").write_text(
+        "roi\tparameter\tunit\tmedian\thdi_low\thdi_high\tverdict\n"
+        "liver\tf\t1\t0.2\t0.1\t0.3\tconverged\nspleen\tf\t1\t0.1\t0.1\t0.2\tfailed\n"
+    )
 
 
 class Late(BaseException):
@@ -104,8 +127,64 @@ def tree_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
     """A stored fit, read by all that read one."""
     path = folder / "posterior.nc"
     path.write_bytes(mutate_bytes((seeds / "posterior.nc").read_bytes(), rng))
-    read = (ib.read_tree, read_cohort, read_calibration)[int(rng.integers(3))]
+    read = (read_fit, read_fit, read_calibration)[int(rng.integers(3))]
     read(path)
+
+
+def cohort_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """The stored fit of a study, and what is asked of it."""
+    path = folder / "cohort.nc"
+    path.write_bytes(mutate_bytes((seeds / "cohort.nc").read_bytes(), rng))
+    cohort = read_cohort(path)
+    all_contrasts(cohort)
+    scan_table(cohort)
+
+
+def table_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """The table of a study, or that of participants."""
+    name = str(rng.choice(["design.tsv", "participants.tsv"]))
+    (folder / name).write_bytes(mutate_text((seeds / name).read_bytes(), rng))
+    if name == "design.tsv":
+        table = read_design_file(folder / name)
+        table.pop("fit")
+        read_design(table, len(table))
+    else:
+        read_participants(folder)
+
+
+def group_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """Derivatives of a study, of which a table, a description or a name is mutated."""
+    run = Run({"sub": "01"}, folder)
+    files = {
+        str(result_file(folder, run, "biexponential", "summary.tsv").relative_to(folder)): (
+            seeds / "summary.tsv"
+        ).read_bytes(),
+        str(
+            result_file(folder, run, "biexponential", "summary.json").relative_to(folder)
+        ): b'{"Run": {"Key": "0"}}',
+    }
+    name = str(rng.choice(list(files)))
+    files[name] = mutate_text(files[name], rng)
+    for place, data in files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(data)
+    read_summaries(folder)
+    read_key(folder, run, "biexponential")
+
+
+def store_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
+    """The store of a map run that was ended, one file of it damaged."""
+    shutil.copytree(seeds / "store", folder / "store")
+    files = sorted(path for path in (folder / "store").rglob("*") if path.is_file())
+    path = files[int(rng.integers(len(files)))]
+    change = mutate_text if path.suffix == ".json" and rng.random() < 0.7 else mutate_bytes
+    path.write_bytes(change(path.read_bytes(), rng) if rng.random() < 0.9 else b"")
+    key = json.loads((seeds / "store" / "zarr.json").read_text())["attributes"]["ivimbayes_key"]
+    store = ZarrStore(folder / "store", (6, 5, 2), (6, 5, 2), 0, key, renew=bool(rng.integers(2)))
+    if not store.has((slice(0, 6), slice(0, 5), slice(0, 2))):
+        block = {name: np.ones((6, 5, 2), dtype) for name, (_, dtype, _) in store.layout.items()}
+        store.put((slice(0, 6), slice(0, 5), slice(0, 2)), block)
+    store.finish({}, np.eye(4), {}).load()
 
 
 def estimate_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
@@ -113,7 +192,7 @@ def estimate_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
     path, change = folder / "posterior.nc", rng.integers(2)
     data = (seeds / "posterior.nc").read_bytes()
     path.write_bytes(mutate_bytes(data, rng) if change else data)
-    table = pd.DataFrame({"roi": ["liver", "spleen"], "verdict": ["converged"] * 2}).to_csv(sep="\t").encode()
+    table = (seeds / "summary.tsv").read_bytes()
     (folder / "summary.tsv").write_bytes(table if change else mutate_text(table, rng))
     ib.region_estimates([path])
 
@@ -150,8 +229,9 @@ def bids_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
 
 
 TARGETS: dict[str, tuple[Reader, float]] = {  # and its share of the cases
-    "scan": (scan_case, 0.5), "priors": (prior_case, 0.2), "tree": (tree_case, 0.12), "estimates": (estimate_case, 0.06),
-    "maps": (map_case, 0.06), "bids": (bids_case, 0.06),
+    "scan": (scan_case, 0.44), "priors": (prior_case, 0.14), "tree": (tree_case, 0.08), "estimates": (estimate_case, 0.06),
+    "cohort": (cohort_case, 0.06), "tables": (table_case, 0.06), "group": (group_case, 0.04), "store": (store_case, 0.02),
+    "maps": (map_case, 0.05), "bids": (bids_case, 0.05),
 }  # fmt: skip
 
 
@@ -201,15 +281,10 @@ def child(seeds: Path, first: int, last: int, only: str | None) -> None:
     sys.stdout.flush()
 
 
-def run_all(
-    seeds: Path, first: int, cases: int, only: str | None
-) -> tuple[Counter[tuple[str, str]], list[list[object]]]:
-    """Run all cases in children; a child that dies is a fault of the case it was at, and the rest goes on."""
-    counts: Counter[tuple[str, str]] = Counter()
-    faults: list[list[object]] = []
-    at, end = first, first + cases
-    while at < end:
-        stop = min(at + BATCH, end)
+def run_batch(seeds: Path, first: int, last: int, only: str | None) -> Iterator[list[object]]:
+    """Outcomes of the cases, run in a child; one that dies is a fault of the case it was at, and the rest goes on."""
+    at = first
+    while at < last:
         words = [
             sys.executable,
             __file__,
@@ -218,24 +293,51 @@ def run_all(
             "--first",
             str(at),
             "--cases",
-            str(stop - at),
+            str(last - at),
         ]
         words += ["--target", only] if only else []
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        last: list[object] = [at - 1, "", "result", ""]
-        for line in done.stdout.splitlines():
-            last = json.loads(line)
-            if last[2] != "started":
-                counts[str(last[1]), str(last[2])] += 1
-                faults += [last] if last[2] == "fault" else []
-        if last[2] == "started":  # the child died in this case
-            why = f"the process died, status {done.returncode}: {done.stderr[-200:]}"
-            counts[str(last[1]), "fault"] += 1
-            faults.append([last[0], last[1], "fault", why])
-        elif int(str(last[0])) < stop - 1:
-            raise RuntimeError(f"no progress at case {at}: {done.stderr[-2000:]}")
-        at = int(str(last[0])) + 1
-    return counts, faults
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True)
+            assert process.stdout is not None
+            case: list[object] = [at - 1, "", "result", ""]
+            for line in process.stdout:
+                case = json.loads(line)
+                if case[2] != "started":
+                    yield case
+            process.wait()
+            said.seek(0)
+            told = said.read()[-2000:]
+        if case[2] == "started":
+            yield [case[0], case[1], "fault", f"the process died, status {process.returncode}: {told[-300:]}"]
+        elif int(str(case[0])) < last - 1:
+            raise RuntimeError(f"no progress at case {at}: {told}")
+        at = int(str(case[0])) + 1
+
+
+def run_all(
+    seeds: Path, first: int, cases: int, only: str | None, jobs: int
+) -> tuple[Counter[tuple[str, str]], int]:
+    """Run all cases; print the faults as they come, and count."""
+    counts: Counter[tuple[str, str]] = Counter()
+    end = first + cases
+
+    def count(at: int) -> None:
+        for case in run_batch(seeds, at, min(at + BATCH, end), only):
+            counts[str(case[1]), str(case[2])] += 1
+            if case[2] == "fault":
+                print(*case, flush=True)
+            if sum(counts.values()) % 5000 == 0:
+                print(f"{sum(counts.values())} of {cases} cases", file=sys.stderr, flush=True)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for done in [pool.submit(count, at) for at in range(first, end, BATCH)]:
+            done.result()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return counts, sum(n for (_, outcome), n in counts.items() if outcome == "fault")
 
 
 def main() -> None:
@@ -244,6 +346,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--target", choices=list(TARGETS))
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -251,12 +354,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         seeds_of(Path(folder))
-        counts, faults = run_all(Path(folder), given.first, given.cases, given.target)
-    table = pd.Series(counts).unstack(fill_value=0)
-    print(table.to_string())
-    for fault in faults[:50]:
-        print(*fault)
-    print(f"{sum(counts.values())} cases, {len(faults)} faults")
+        counts, faults = run_all(Path(folder), given.first, given.cases, given.target, given.jobs)
+    print(pd.Series(counts).unstack(fill_value=0).to_string())
+    print(f"{sum(counts.values())} cases, {faults} faults")
     raise SystemExit(bool(faults))
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import struct
 import zlib
 
@@ -20,6 +21,7 @@ WORDS = (
     "nan", "inf", "-inf", "1e400", "-1", "0", "1e-320", "0x10", "1_000", "１００", "", " ", "\t", "\n", "\r", "\x00",
     "\ufeff", "None", "true", "9" * 400, "-0", "[", "]", "{", "}", "{}", "[[", '"', ",", ";", "=", "#", "é", "\u202e", "\U0001f600",
     "1 2 3", "../../x", "<script>", "1e5", "500", "index", "name", "roi-1", "liver", "centre", "width", "published",
+    "9" * 5000, "[" * 5000, '{"a":' * 5000, "1" * 30, "\x1b[31m", "\u2028", "a" * 300, "\ud800", "participant_id", "subject", "fit", "verdict",
 )  # fmt: skip
 
 
@@ -101,23 +103,21 @@ def mutate_text(data: bytes, rng: np.random.Generator) -> bytes:
     """Words and characters of a text exchanged, or its encoding."""
     text = data.decode("utf-8")
     for _ in range(int(rng.choice([1, 1, 1, 2, 4]))):
-        words = text.split(" ") if rng.random() < 0.5 else list(text)
-        if not words:
-            words = [""]
-        at, kind = int(rng.integers(len(words))), rng.integers(4)
+        parts = re.split(r"(\s+)", text) if rng.random() < 0.6 else list(text) or [""]
+        at, kind = int(rng.integers(len(parts))), rng.integers(4)
         word = str(rng.choice(WORDS))
         if kind == 0:
-            words[at] = word
+            parts[at] = word
         elif kind == 1:
-            words.insert(at, word)
+            parts.insert(at, word)
         elif kind == 2:
-            del words[at : at + int(rng.integers(1, 9))]
+            del parts[at : at + int(rng.integers(1, 9))]
         else:
-            words[at:at] = words[at : at + int(rng.integers(1, 40))]
-        text = (" " if len(text.split(" ")) == len(words) or kind else "").join(words)
-    kind = rng.integers(10)
+            parts[at:at] = parts[at : at + int(rng.integers(1, 40))]
+        text = "".join(parts)
+    kind = rng.integers(20)
     if kind == 0:
-        return text.encode("utf-16")
+        return text.encode("utf-16", "surrogatepass")
     if kind == 1:
         return mutate_bytes(text.encode("utf-8", "surrogatepass"), rng)
     if kind == 2:

@@ -1,0 +1,43 @@
+"""Stored fits, read for a command: one of another version is refused, not half understood."""
+
+import json
+from pathlib import Path
+
+import xarray as xr
+
+from ivimbayes.errors import InputError
+from ivimbayes.images import one_line
+from ivimbayes.priors import TissuePrior
+from ivimbayes.spec import ModelSpec
+from ivimbayes.storage import read_tree
+
+GROUPS = ("posterior", "sample_stats", "constant_data", "observed_data")
+
+
+def read_fit(path: str | Path) -> xr.DataTree:
+    """Read the posterior.nc of a fit.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, no fit, or one that this version does not understand.
+    """
+    tree = read_tree(path)
+    try:
+        if missing := [name for name in GROUPS if name not in tree.children]:
+            raise KeyError(f"no group {missing[0]}")
+        ModelSpec.from_json(tree.attrs["spec"])
+        priors = {name: TissuePrior.from_dict(p) for name, p in json.loads(tree.attrs["priors"]).items()}
+        for name in ("settings", "versions"):
+            json.loads(tree.attrs[name])
+        if absent := set(tree["posterior"].to_dataset()["roi"].values.astype(str)) - set(priors):
+            raise KeyError(f"no prior of {min(absent)}")
+        if hidden := [name for name in priors if not name.isprintable()]:
+            raise ValueError(f"a region named {hidden[0]!r}")
+        if lost := {"level", "averaged", "available"} - set(tree["constant_data"].data_vars):
+            raise KeyError(f"no {min(lost)}")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not a fit of this version of ivimbayes ({one_line(error)}); run ivimbayes fit again"
+        ) from None
+    return tree
