@@ -15,7 +15,9 @@ import xarray as xr
 from ivimbayes.bids_layout import Run, find_runs
 from ivimbayes.bids_results import (
     KEPT,
+    close_run,
     find_results,
+    has_index,
     model_label,
     open_dataset,
     read_key,
@@ -30,7 +32,7 @@ from ivimbayes.bids_results import (
 )
 from ivimbayes.cohort import fit_cohort
 from ivimbayes.contrasts import write_cohort
-from ivimbayes.errors import InputError
+from ivimbayes.errors import InputError, printable
 from ivimbayes.priors import TissuePrior, read_priors
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
@@ -207,6 +209,9 @@ def run_participant(
         if rows[run.stem]["status"] == KEPT_DONE:
             table = read_summary(result_file(out, run, options.spec.signal, "summary.tsv"))
             rows[run.stem] |= _described(table)
+            close_run(out, run, options.spec.signal)  # as a run that was ended may have left it
+            if not has_index(out, run, options.spec.signal):
+                write_index(out, f"sub-{run.entities['sub']}")
     write_failures(out)
     return _table(rows)
 
@@ -444,5 +449,5 @@ def _of_region(region: str, error: Exception) -> InputError:
 
 def _reason(error: Exception) -> str:
     """Give one line that says what happened."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from ivimbayes.bids_layout import Run, parse_name, read_description
-from ivimbayes.errors import InputError
+from ivimbayes.errors import InputError, printable
 from ivimbayes.images import read_json
 from ivimbayes.maps import write_maps
 from ivimbayes.report import render_report
@@ -104,6 +104,9 @@ def open_dataset(out: Path, bids_dir: Path) -> None:
     names = [str(maker.get("Name")) for maker in makers] if isinstance(makers, list) else ["?"]
     if out.is_dir() and (out / "dataset_description.json").exists() and "ivimbayes" not in names:
         raise InputError(f"{out}: holds a dataset that ivimbayes did not make; name another folder")
+    for name in (KEPT, LOGS):
+        if (out / name).is_symlink():
+            raise InputError(f"{out / name}: a link, where ivimbayes keeps its own work; remove it")
     try:
         out.mkdir(parents=True, exist_ok=True)
         source = os.path.relpath(bids_dir.resolve(), out.resolve())
@@ -168,8 +171,13 @@ def write_run(
     spec = ModelSpec.from_json(tree.attrs["spec"])
     folder = out / run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{run.stem}_model-{model_label(spec.signal)}_*"):
-        stale.unlink()
+    _check_inside(out, folder)
+    named = f"{run.stem}_model-{model_label(spec.signal)}_*"
+    # The table goes first and comes last: where it is, all are.
+    result_file(out, run, spec.signal, "summary.tsv").unlink(missing_ok=True)
+    for part in folder.glob(f".part-*-{named}"):
+        part.unlink(missing_ok=True)
+    stale = {path: path.stat().st_ino for path in folder.glob(named)}
     diagnoses = diagnose(tree)
     table = summarize(tree, diagnoses)
     shared = _shared(run, bids_dir, spec, tree)
@@ -182,13 +190,36 @@ def write_run(
         path.write_text(text, encoding="utf-8")
     about: Sidecar = {name: {"Description": text} for name, text in COLUMNS.items()}
     about["verdict"]["Levels"] = {name: name for name in VERDICTS}
+    for path, number in stale.items():  # of an earlier run, and not replaced
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == number:
+                path.unlink()
     about["Run"] = {"Key": key, **shared, **({"NoMaps": note} if note else {})}
     _write_json(result_file(out, run, spec.signal, "summary.json"), about)
     with replacing(result_file(out, run, spec.signal, "summary.tsv")) as path:
         table.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
-    (out / LOGS / f"{run.stem}.txt").unlink(missing_ok=True)
-    shutil.rmtree(out / KEPT / run.stem, ignore_errors=True)
+    close_run(out, run, spec.signal)
     return table
+
+
+def close_run(out: Path, run: Run, signal: str) -> None:
+    """Remove what is left of a finished run's work: its regions, and why it failed before."""
+    (out / LOGS / f"{run.stem}.txt").unlink(missing_ok=True)
+    shutil.rmtree(out / KEPT / run.stem / signal, ignore_errors=True)
+    with suppress(OSError):  # another model's work is there
+        (out / KEPT / run.stem).rmdir()
+
+
+def has_index(out: Path, run: Run, signal: str) -> bool:
+    """Whether a participant's page is newer than the table of the run."""
+    page, table = out / f"sub-{run.entities['sub']}.html", result_file(out, run, signal, "summary.tsv")
+    return page.is_file() and page.stat().st_mtime_ns >= table.stat().st_mtime_ns
+
+
+def _check_inside(out: Path, folder: Path) -> None:
+    """Refuse a folder that a link leads out of the dataset."""
+    if not folder.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{folder}: a link leads it out of {out}; remove the link")
 
 
 def write_index(out: Path, subject: str) -> None:
@@ -235,7 +266,7 @@ def write_failure(out: Path, run: Run, reason: str) -> None:
     """Keep the reason why a run failed."""
     (out / LOGS).mkdir(exist_ok=True)
     with replacing(out / LOGS / f"{run.stem}.txt") as path:
-        path.write_text(reason + "\n", encoding="utf-8")
+        path.write_text(printable(reason) + "\n", encoding="utf-8")
 
 
 def write_failures(out: Path) -> None:
@@ -296,7 +327,7 @@ def _summaries(out: Path, subject: str = "sub-*") -> list[Path]:
 
 def _write_maps(out: Path, run: Run, signal: str, maps: xr.Dataset, shared: Sidecar) -> None:
     """Write maps beside, then give them their names; a sidecar comes before its image."""
-    made = out / KEPT / run.stem / "maps"
+    made = out / KEPT / run.stem / signal / "maps"
     shutil.rmtree(made, ignore_errors=True)
     for image in write_maps(maps, made):
         name = image.name.removesuffix(".nii.gz")

@@ -28,12 +28,20 @@ from ivimbayes.images import one_line
 from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
-from ivimbayes.sampling import RegionTask, Running, Settings, chain_options, prepare_region, retry_factor
+from ivimbayes.sampling import (
+    RegionTask,
+    Running,
+    Settings,
+    chain_options,
+    code_digest,
+    prepare_region,
+    retry_factor,
+)
 from ivimbayes.second import add_second, draw_second_prior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
-from ivimbayes.storage import check_netcdf, replacing
+from ivimbayes.storage import check_netcdf, write_netcdf
 from ivimbayes.voxels import MIN_POOLED
 
 B = (0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
@@ -62,6 +70,7 @@ def calibrate(
     cores: int | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    renew: bool = False,
 ) -> xr.Dataset:
     """Draw regions from the prior, fit them, and rank the truth among the draws.
 
@@ -124,7 +133,7 @@ def calibrate(
     protocol = _protocol(spec, b, averages)
     _check(spec, fitted, n, voxels, noise_factor)
     task = _Study(spec, fitted, protocol, voxels, noise_factor, settings)
-    done = _kept(checkpoint, task.key)
+    done = _kept(checkpoint, task.key, renew)
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     missing = [i for i in range(n) if i not in done]
@@ -256,7 +265,7 @@ class _Study:
             self.spec.to_json(), self.fitted.to_json(), json.dumps(dataclasses.asdict(self.settings)),
             str(self.protocol["b"].values.tolist()), str(self.protocol["averages"].values.tolist()),
             str((self.voxels, self.noise_factor, KEPT, FAR)),
-            str([version(p) for p in ("ivimbayes", "nutpie", "numpy", "numba")]),
+            code_digest(),
         ]  # fmt: skip
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -420,8 +429,7 @@ def _join(done: dict[int, Values], study: _Study) -> xr.Dataset:
 
 
 def _write(result: xr.Dataset, path: str | Path) -> None:
-    with replacing(path) as temporary:
-        result.to_netcdf(temporary, engine="h5netcdf")
+    write_netcdf(result, path)
 
 
 def read_calibration(path: str | Path) -> xr.Dataset:
@@ -448,12 +456,19 @@ def read_calibration(path: str | Path) -> xr.Dataset:
     return result
 
 
-def _kept(path: str | Path | None, key: str) -> dict[int, Values]:
-    """Replicates of an earlier run with the same key."""
+def _kept(path: str | Path | None, key: str, renew: bool) -> dict[int, Values]:
+    """Replicates of an earlier run with the same key; none, to `renew` those of another."""
     if path is None or not Path(path).exists():
         return {}
-    result = read_calibration(path)
+    try:
+        result = read_calibration(path)
+    except InputError:
+        if renew:
+            return {}
+        raise
     if result.attrs["key"] != key:
+        if renew:
+            return {}
         raise InputError(f"{path}: holds replicates of other settings or versions; name another file")
     names = ("rank", "truth", "mean", "sd", "attempts", "converged", "redrawn")
     return {

@@ -3,7 +3,8 @@
 Modules that take long to import are imported where they are used, so that ``--help`` answers at once.
 """
 
-import shutil
+import errno
+import signal
 import sys
 import warnings
 from importlib.metadata import version as release
@@ -16,11 +17,11 @@ from ivimbayes.cli_bids import bids_command
 from ivimbayes.cli_calibrate import calibrate_command
 from ivimbayes.cli_cohort import cohort_command
 from ivimbayes.cli_protocol import protocol_app
-from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.errors import InputError, InputWarning, printable
 from ivimbayes.folders import (
     CHECKPOINT,
     MAPS,
-    UNFINISHED_MAPS,
+    STORE,
     OutFolder,
     check_table,
     fit_file,
@@ -80,6 +81,10 @@ app = typer.Typer(
 app.add_typer(protocol_app, name="protocol")
 FORMATS = ("nifti", "zarr", "netcdf")
 EXIT_INPUT, EXIT_FAILED_REGION = 2, 3
+REMEDIES = {
+    errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EACCES: "see to its permissions",
+    errno.EROFS: "name another place", errno.ENOENT: "see whether something removed it",
+}  # fmt: skip
 app.command("bids")(bids_command)
 app.command("calibrate")(calibrate_command)
 app.command("cohort")(cohort_command)
@@ -156,9 +161,9 @@ def fit_command(
         averages=parse_numbers(averages, "--averages"), b_min=b_min, b_max=b_max,
         real_valued=real_valued,
     )  # fmt: skip
-    with OutFolder(out, overwrite) as folder:
-        tree = fit(scan, spec, checkpoint=folder / CHECKPOINT, **options)
-        made = map_regions(scan, tree, folder, seed, cores, quiet) if maps else None
+    with OutFolder(out, overwrite, CHECKPOINT) as folder:
+        tree = fit(scan, spec, checkpoint=folder.unfinished, **options)
+        made = map_regions(scan, tree, seed, cores, quiet) if maps else None
         verdicts = write_results(tree, folder, made)
     _finish(out, verdicts)
 
@@ -241,16 +246,14 @@ def demo(
     from ivimbayes.simulate import phantom
 
     simulated, truth = phantom()
-    with OutFolder(out, overwrite) as folder:
-        dwi, labels = write_scan(simulated, folder / CHECKPOINT / "phantom")
+    with OutFolder(out, overwrite, CHECKPOINT) as folder:
+        dwi, labels = write_scan(simulated, folder.new / "phantom")
         scan = read_scan(dwi, rois=labels)
         tree = fit(
             scan, draws=draws, tune=tune, chains=chains, seed=seed,
-            retry=retry, cores=cores, progress=not quiet, checkpoint=folder / CHECKPOINT,
+            retry=retry, cores=cores, progress=not quiet, checkpoint=folder.unfinished,
         )  # fmt: skip
-        made = map_regions(scan, tree, folder, seed, cores, quiet) if maps else None
-        shutil.rmtree(folder / "phantom", ignore_errors=True)
-        (folder / CHECKPOINT / "phantom").rename(folder / "phantom")
+        made = map_regions(scan, tree, seed, cores, quiet) if maps else None
         verdicts = write_results(tree, folder, made, truth)
     _finish(out, verdicts)
 
@@ -303,14 +306,14 @@ def map_command(
     whole image) takes that of the one fitted region, or of all regions together. The same command continues
     a run that was ended.
     """
+    from ivimbayes.fits import read_fit
     from ivimbayes.maps import describe_maps
     from ivimbayes.scans import read_scan
-    from ivimbayes.storage import read_tree
     from ivimbayes.voxelwise import posterior_maps
 
     if form not in FORMATS:
         raise InputError(f"--format {form}; accepted are {', '.join(FORMATS)}")
-    tree = read_tree(fit_file(fitted))
+    tree = read_fit(fit_file(fitted))
     b = tree["posterior"]["b"] if "b" in tree["posterior"].coords else tree["constant_data"]["b"]
     scan = read_scan(
         dwi, bval, mask, rois, names=parse_names(names), averages=parse_numbers(averages, "--averages"),
@@ -318,11 +321,11 @@ def map_command(
         real_valued=real_valued,
     )  # fmt: skip
     out = (fitted if fitted.is_dir() else fitted.parent) / MAPS if out is None else out
-    with OutFolder(out, overwrite) as folder:
-        store = folder / UNFINISHED_MAPS
+    with OutFolder(out, overwrite, STORE) as folder:
         made = posterior_maps(
             scan, tree, noise=noise, interval=interval, keep_draws=keep_draws, seed=seed, cores=cores,
-            perfusion_prior=perfusion_prior, scheduler=scheduler, store=store, renew=True, progress=not quiet,
+            perfusion_prior=perfusion_prior, scheduler=scheduler, store=folder.unfinished, renew=True,
+            progress=not quiet,
         )  # fmt: skip
         if rois is None:
             fitted_regions = [str(name) for name in tree["posterior"].to_dataset()["roi"].values]
@@ -330,7 +333,7 @@ def map_command(
             if mask is None:
                 typer.echo("no mask: air is mapped too, as what the population expects; see the contraction")
         typer.echo(describe_maps(made))
-        write_map_files(made, store, folder, form)
+        write_map_files(made, folder, form)
     typer.echo(f"written to {out}")
 
 
@@ -381,9 +384,8 @@ def ls_command(
     )  # fmt: skip
     with OutFolder(out, overwrite) as folder:
         made = fit_full(scan, **options) if method == "full" else fit_segmented(scan, **options)
-        print_regions(describe_regions(made, scan))
-        (folder / UNFINISHED_MAPS).mkdir(exist_ok=True)  # the mark of maps that are being moved
-        write_map_files(made, folder / UNFINISHED_MAPS, folder, "nifti")
+        write_map_files(made, folder, "nifti")
+    print_regions(describe_regions(made, scan))
     typer.echo(f"written to {out}")
 
 
@@ -395,11 +397,11 @@ def summary(
     ] = False,
 ) -> None:
     """Print the table and the verdicts of a fit."""
-    from ivimbayes.storage import read_tree
+    from ivimbayes.fits import read_fit
     from ivimbayes.summary import diagnose, summarize
     from ivimbayes.terminal import print_fit
 
-    tree = read_tree(fit_file(folder))
+    tree = read_fit(fit_file(folder))
     diagnoses = diagnose(tree)
     print_fit(summarize(tree, diagnoses), diagnoses, tree)
     if sensitivity:
@@ -424,13 +426,13 @@ def report_command(
 
     Without --out it replaces the report of the folder.
     """
+    from ivimbayes.fits import read_fit
     from ivimbayes.maps import map_files, read_maps
     from ivimbayes.report import write_report
-    from ivimbayes.storage import read_tree
 
     check_table(out, overwrite)
     path = fit_file(folder)
-    tree, maps = read_tree(path), path.parent / MAPS
+    tree, maps = read_fit(path), path.parent / MAPS
     has_maps = maps.is_dir() and any((maps / name).exists() for name in map_files())
     out = path.parent / "report.html" if out is None else out
     write_report(tree, out, maps=read_maps(maps) if has_maps else None, title=title)
@@ -472,7 +474,7 @@ def compare_command(
     if rope:
         raise InputError("--rope: is of two sessions; give --sessions too")
     from ivimbayes.compare import compare_models
-    from ivimbayes.storage import read_tree
+    from ivimbayes.fits import read_fit
     from ivimbayes.terminal import print_comparison
 
     check_table(out, overwrite)
@@ -481,7 +483,7 @@ def compare_command(
     if len(set(names)) < len(names):
         raise InputError(f"{max(names, key=names.count)}: given twice; name each folder once")
     compared = compare_models(
-        {name: read_tree(fit_file(path)) for name, path in zip(names, folders, strict=True)}
+        {name: read_fit(fit_file(path)) for name, path in zip(names, folders, strict=True)}
     )
     write_table(compared.table, out)
     print_comparison(compared.table, compared.sentences)
@@ -525,12 +527,12 @@ def volume(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
+    from ivimbayes.fits import read_fit
     from ivimbayes.relaxation import correct_fraction, tabulate_fractions
-    from ivimbayes.storage import read_tree
     from ivimbayes.terminal import print_volume
 
     check_table(out, overwrite)
-    tree = read_tree(fit_file(folder))
+    tree = read_fit(fit_file(folder))
     corrected = correct_fraction(
         tree, TE=te, TR=tr, field=field, tissue=parse_tissues(tissue), seed=seed,
         T2_blood=parse_time(t2_blood, "--t2-blood"), T2_tissue=parse_times(t2_tissue, "--t2-tissue"),
@@ -569,16 +571,24 @@ def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> 
         typer.echo(f"ivimbayes: warning: {message}", err=True)
 
 
+def _end(*_: Any) -> None:
+    """End as at Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; an InputError is one line and exit status 2."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", InputWarning)
     warnings.showwarning = _show_warning
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except InputError as error:
         typer.echo(f"ivimbayes: error: {error}", err=True)
         sys.exit(EXIT_INPUT)
     except OSError as error:
-        typer.echo(f"ivimbayes: error: {error.filename or 'output'}: {error.strerror or error}", err=True)
+        where, what = printable(error.filename or "output"), printable(error.strerror or error)
+        remedy = REMEDIES.get(error.errno or 0, "see to it")
+        typer.echo(f"ivimbayes: error: {where}: {what}; {remedy}, and run the same command again", err=True)
         sys.exit(EXIT_INPUT)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ivimbayes.errors import InputError
+from ivimbayes.errors import InputError, printable
 from ivimbayes.folders import EXIT_INTERRUPTED
 from ivimbayes.options import (
     BMax,
@@ -174,7 +174,7 @@ def _print_plan(table: "pd.DataFrame") -> None:
         typer.echo(f"{row['run']}: {row['status']}{': ' if row['reason'] else ''}{row['reason']}")
         for role in ("dwi", "bval", "rois", "mask", "names", "regions"):
             if row[role]:
-                typer.echo(f"  {role}: {row[role]}")
+                typer.echo(printable(f"  {role}: {row[role]}"))
     counts = table["status"].value_counts(sort=False)
     typer.echo(
         f"{len(table)} runs: {', '.join(f'{n} {status}' for status, n in counts.items())}; nothing written"

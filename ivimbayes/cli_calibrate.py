@@ -3,7 +3,6 @@
 Modules that take long to import are imported where they are used.
 """
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +66,7 @@ def calibrate_command(
     from ivimbayes.check_plots import plot_calibration
     from ivimbayes.priors import read_priors, tissue_prior
     from ivimbayes.spec import ModelSpec
-    from ivimbayes.storage import replacing
+    from ivimbayes.storage import write_netcdf
     from ivimbayes.terminal import print_calibration
 
     values = parse_numbers(b, "--b")
@@ -79,22 +78,20 @@ def calibrate_command(
     spec = ModelSpec(signal=signal, noise=noise, population=population, prior=prior)
     if replicates < 20:
         raise InputError(f"--replicates {replicates}; 20 are needed to judge ranks")
-    with OutFolder(out, overwrite) as folder:
-        (folder / CHECKPOINT).mkdir(exist_ok=True)
-        kept = folder / CHECKPOINT / RESULTS[0]
+    with OutFolder(out, overwrite, CHECKPOINT) as folder:
+        folder.unfinished.mkdir(exist_ok=True)
+        kept = folder.unfinished / RESULTS[0]
         result = calibrate(
             spec, B if values is None else values, replicates, voxels=voxels,
             averages=parse_numbers(averages, "--averages"), draws=draws, tune=tune, chains=chains, seed=seed,
-            retry=retry, cores=cores, progress=not quiet, checkpoint=kept,
+            retry=retry, cores=cores, progress=not quiet, checkpoint=kept, renew=True,
         )  # fmt: skip
         table = check_calibration(result)
         figure = plot_calibration(result)[0].figure
-        with replacing(folder / RESULTS[1]) as path:
-            table.to_csv(path, sep="\t", index=False, float_format="%.6g")
-        with replacing(folder / RESULTS[2]) as path:
-            figure.savefig(path, format="svg")
-        kept.replace(folder / RESULTS[0])
-        shutil.rmtree(folder / CHECKPOINT)
+        write_netcdf(result, folder.new / RESULTS[0])
+        table.to_csv(folder.new / RESULTS[1], sep="\t", index=False, float_format="%.6g")
+        figure.savefig(folder.new / RESULTS[2], format="svg")
+        folder.finish(set(RESULTS))
     print_calibration(table, float(result["converged"].mean()), replicates)
     typer.echo(f"written to {out}")
     if not table["inside"].all():

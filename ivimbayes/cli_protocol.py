@@ -130,7 +130,8 @@ def design_command(
         return
     with OutFolder(out, overwrite) as folder:
         made = design()
-        _write(made, folder, options)
+        _write(made, folder.new, options)
+        folder.finish({BVAL, TABLE, PLOT})
     typer.echo(f"written to {out}")
 
 
@@ -143,23 +144,20 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
     from ivimbayes.precision import tabulate_precision
     from ivimbayes.protocol import needed_distinct
     from ivimbayes.protocol_plots import plot_protocol
-    from ivimbayes.storage import replacing
 
     images = int(made.attrs["images"])
     least = max(4, needed_distinct(made.attrs["signal"]))
     others = np.linspace(least, 2 * images, BUDGETS).round().astype(int).tolist()
     designs = {k: design_protocol(k, refine=False, **options) for k in others if k != images}
     joined = join_budgets(dict(sorted((designs | {images: made}).items())))
-    with replacing(folder / BVAL) as path:
-        path.write_text(" ".join(f"{v:g}" for v in made["b"].values[0]) + "\n", encoding="utf-8")
-    with replacing(folder / TABLE) as path:
-        tabulate_precision(joined).to_csv(path, sep="\t", index=False, float_format="%.6g")
+    b = " ".join(f"{v:g}" for v in made["b"].values[0])
+    (folder / BVAL).write_text(b + "\n", encoding="utf-8")
+    tabulate_precision(joined).to_csv(folder / TABLE, sep="\t", index=False, float_format="%.6g")
     names = list(options["minimise"])
     figure = Figure(figsize=(4.8 * len(names), 3.6), layout="constrained")
     for ax, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
         plot_protocol(joined, name, ax)
-    with replacing(folder / PLOT) as path:
-        figure.savefig(path, format="svg")
+    figure.savefig(folder / PLOT, format="svg")
 
 
 def _read_b(text: str) -> "np.ndarray":

@@ -10,14 +10,14 @@ from ivimbayes.folders import check_table, fit_file, write_table
 
 def compare_sessions(folders: list[Path], rope: list[str] | None, out: Path | None, overwrite: bool) -> None:
     """Compare two folders' fits, print what changed and write the table."""
+    from ivimbayes.fits import read_fit
     from ivimbayes.sessions import compare_fits
-    from ivimbayes.storage import read_tree
     from ivimbayes.terminal import print_change
 
     check_table(out, overwrite)
     if len(folders) != 2:
         raise InputError(f"--sessions: {len(folders)} folders; name two, that of before and that of after")
-    before, after = (read_tree(fit_file(path)) for path in folders)
+    before, after = (read_fit(fit_file(path)) for path in folders)
     change = compare_fits(before, after, rope=_parse(rope))
     write_table(change.table, out)
     print_change(change.table, change.sentences)

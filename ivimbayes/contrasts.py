@@ -218,6 +218,8 @@ def write_cohort(cohort: xr.DataTree, folder: str | Path, prefix: str = "") -> t
             unfinished = all_or_none.enter_context(replacing(path))
             table.to_csv(unfinished, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
         write_tree(cohort, all_or_none.enter_context(replacing(tree)))
+        for path in (effects, scans, tree):  # lest old and new be taken for one
+            path.unlink(missing_ok=True)
     return effects, scans, tree
 
 

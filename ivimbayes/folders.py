@@ -1,9 +1,14 @@
-"""Results folder of a command: refused if not empty, left as it was if nothing came of it.
+"""Results folder of a command: one run at a time, put in place whole, left as it was if nothing came of it.
 
-Modules that take long to import are imported where they are used.
+Results are written into a folder of their own (`NEW`). When all are there it is renamed (`READY`): from then
+on they are the results, whose files only have to be moved. A run that is ended meanwhile is completed by the
+next command that writes there. Modules that take long to import are imported where they are used.
 """
 
+import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,113 +20,255 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS = ".ivimbayes-regions", ".ivimbayes-maps", ".ivimbayes-written"
-OURS = (CHECKPOINT, UNFINISHED_MAPS, WRITTEN_MAPS, f".{UNFINISHED_MAPS}.unfinished")
+CHECKPOINT, STORE = ".ivimbayes-regions", ".ivimbayes-maps"  # unfinished work
+NEW, READY, LOCK = ".ivimbayes-new", ".ivimbayes-ready", ".ivimbayes-lock"
+REMOVED = ".ivimbayes-removed"
+MANIFEST = "manifest.json"
+UNFINISHED = {CHECKPOINT: "ivimbayes fit, demo or calibrate", STORE: "ivimbayes map"}
 RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv", "report.html"), "maps"
 EXIT_INTERRUPTED = 130
 
 
 class OutFolder:
-    """The results folder: made if need be, refused if not empty, gone again if nothing came of it."""
+    """The results folder: made if need be, refused if not empty, gone again if nothing came of it.
 
-    def __init__(self, path: Path, overwrite: bool):
-        self.path, self.overwrite, self.made = path, overwrite, []  # type: ignore[var-annotated]
+    Parameters
+    ----------
+    path : path
+        The folder.
+    overwrite : bool
+        Whether results there may be replaced.
+    work : str, optional
+        Name of the command's own unfinished work in the folder, which it continues: `CHECKPOINT` or `STORE`.
+    """
 
-    def __enter__(self) -> Path:
+    def __init__(self, path: Path, overwrite: bool, work: str | None = None):
+        self.path, self.overwrite, self.work = path, overwrite, work
+        self.made: list[Path] = []
+        self.lock: int | None = None
+        self.finished = False
+
+    @property
+    def new(self) -> Path:
+        """Where results are written until all are there."""
+        path = self.path / NEW
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def unfinished(self) -> Path:
+        """The command's own unfinished work."""
+        assert self.work is not None
+        return self.path / self.work
+
+    def __enter__(self) -> "OutFolder":
         path = self.path
         try:
             self.made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
-            ours: set[str] = set(OURS)
-            if (path / UNFINISHED_MAPS).exists():  # a run that was ended while it moved its maps into place
-                from ivimbayes.maps import map_files
-
-                ours |= map_files()
-            entries = [p.name for p in path.iterdir() if p.name not in ours]
-            if not self.overwrite and {"posterior.nc", "summary.tsv"} <= set(entries):
-                raise InputError(
-                    f"{path}: the folder holds a finished fit (ivimbayes summary {path} prints it); "
-                    "name another with --out, or replace it with --overwrite"
-                )
-            if entries and not self.overwrite:
-                raise InputError(
-                    f"{path}: the folder is not empty (holds {sorted(entries)[0]}); "
-                    "name another with --out, or replace its results with --overwrite"
-                )
-            probe = path / ".ivimbayes-writable"
-            probe.touch()
-            probe.unlink()
+            for name in (*UNFINISHED, NEW, READY, LOCK, REMOVED):
+                if (path / name).is_symlink():
+                    raise InputError(f"{path / name}: a link, where ivimbayes keeps its own work; remove it")
+            self.lock = _lock(path)
+            if (path / READY).exists():
+                put_in_place(path)
+                typer.echo(f"ivimbayes: the results of an earlier run are now in place in {path}", err=True)
+            for left in (path / NEW, path / REMOVED):
+                shutil.rmtree(left, ignore_errors=True)
+            for part in path.glob(".part-*"):
+                part.unlink(missing_ok=True)
+            self._refuse(sorted(p.name for p in path.iterdir() if p.name not in (LOCK, self.work)))
+        except InputError:
+            self._close()
+            raise
         except OSError as error:
-            self._remove_empty()
+            self._close()
             raise InputError(
                 f"{path}: cannot be written ({error.strerror}); name another folder with --out"
             ) from None
-        return path
+        return self
+
+    def _refuse(self, entries: list[str]) -> None:
+        """Refuse a folder that holds something, unless it may be replaced."""
+        path = self.path
+        if self.overwrite or not entries:
+            return
+        if {"posterior.nc", "summary.tsv"} <= set(entries):
+            raise InputError(
+                f"{path}: the folder holds a finished fit (ivimbayes summary {path} prints it); "
+                "name another with --out, or replace it with --overwrite"
+            )
+        for name in entries:
+            if name in UNFINISHED:
+                raise InputError(
+                    f"{path}: the folder holds unfinished work of {UNFINISHED[name]}; name another with --out"
+                )
+        raise InputError(
+            f"{path}: the folder is not empty (holds {entries[0]}); "
+            "name another with --out, or replace its results with --overwrite"
+        )
+
+    def finish(self, replaced: set[str]) -> None:
+        """Put the new results in place of those named, of whatever earlier run; other files stay.
+
+        From the moment that this renames the folder of new results they count, even if the run is ended then.
+        """
+        new = self.new
+        moved = sorted(_entries(new))
+        maps = self.path / MAPS
+        if (new / MAPS).is_dir() and maps.exists() and not maps.is_dir():
+            raise InputError(f"{maps}: a file is there; move it away, and run again")
+        plain = {"moved": moved, "stale": sorted(replaced - set(moved)), "work": self.work}
+        (new / MANIFEST).write_text(json.dumps(plain), encoding="utf-8")
+        shutil.rmtree(self.path / READY, ignore_errors=True)
+        new.rename(self.path / READY)
+        self.finished = True
+        put_in_place(self.path)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
-            typer.echo("ivimbayes: interrupted; the same command continues with what is finished", err=True)
+            if self.finished:
+                put_in_place(self.path)
+                words = f"after the results were written to {self.path}"
+            else:
+                words = "the same command continues with what is finished"
+                if kept := getattr(error, "kept", ""):
+                    words += f"; ivimbayes summary {kept} shows the draws so far"
+            self._close()
+            typer.echo(f"ivimbayes: interrupted; {words}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED)
-        if isinstance(error, Exception):
-            self._remove_empty()
+        self._close()
 
-    def _remove_empty(self) -> None:
-        kept = self.path / CHECKPOINT
-        if not list(kept.glob("*.nc")):
-            shutil.rmtree(kept, ignore_errors=True)
-        if not any((self.path / UNFINISHED_MAPS / "blocks_done").glob("c/**/*")):
-            for name in OURS[1:]:
-                shutil.rmtree(self.path / name, ignore_errors=True)
-        for path in self.made:
-            if path.exists() and not any(path.iterdir()):
-                path.rmdir()
+    def _close(self) -> None:
+        """Remove what is of no use, and the lock."""
+        path = self.path
+        if self.lock is not None:
+            shutil.rmtree(path / NEW, ignore_errors=True)
+            if self.work == CHECKPOINT and not list((path / CHECKPOINT).glob("*.nc")):
+                shutil.rmtree(path / CHECKPOINT, ignore_errors=True)
+            if self.work == STORE and not any((path / STORE / "blocks_done").glob("c/**/*")):
+                shutil.rmtree(path / STORE, ignore_errors=True)
+            (path / LOCK).unlink(missing_ok=True)
+            os.close(self.lock)
+            self.lock = None
+        for made in self.made:
+            with suppress(OSError):  # not empty
+                made.rmdir()
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder for this process; the number of the open lock file."""
+    path = folder / LOCK
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise InputError(
+                f"{folder}: another run of ivimbayes writes there; wait for it, or name another with --out"
+            ) from None
+        except (ImportError, OSError):  # no locks on this system, or on this disk
+            return lock
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)  # removed by its holder between the two calls
+
+
+def _entries(new: Path) -> list[str]:
+    """List what is to be moved: files and folders, of maps each file by itself."""
+    names = []
+    for path in new.iterdir():
+        within = [f"{MAPS}/{p.name}" for p in path.iterdir()] if path.name == MAPS else [path.name]
+        names += within
+    return names
+
+
+def put_in_place(folder: Path) -> None:
+    """Move finished results into a folder, and remove what they replace; doing it twice does no harm."""
+    ready = folder / READY
+    try:
+        plain = json.loads((ready / MANIFEST).read_text(encoding="utf-8"))
+        moved, stale, work = list(plain["moved"]), list(plain["stale"]), plain["work"]
+        for name in (*moved, *stale):
+            *above, last = Path(name).parts
+            if above not in ([], [MAPS]) or last == "..":
+                raise ValueError(f"it names {name!r}")
+        if work is not None and work not in UNFINISHED:
+            raise ValueError(f"it names {work!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (ready / MANIFEST).exists():
+            raise InputError(f"{ready}: not to be understood ({error}); move it away") from None
+        shutil.rmtree(ready, ignore_errors=True)  # all moved; it was being removed
+        return
+    for name in stale:
+        _remove(folder / name)
+    for name in moved:
+        if (ready / name).exists():
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)
+            if target.is_dir() and not target.is_symlink():
+                _remove(target)
+            (ready / name).replace(target)
+    if work is not None:
+        _remove(folder / work)
+    (ready / MANIFEST).unlink()
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder in one step: none that is half gone keeps its name."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    gone = path.with_name(REMOVED)
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def map_regions(
-    scan: "xr.Dataset", tree: "xr.DataTree", folder: Path, seed: int, cores: int | None, quiet: bool
+    scan: "xr.Dataset", tree: "xr.DataTree", seed: int, cores: int | None, quiet: bool
 ) -> "xr.Dataset | None":
-    """Map the regions that were fitted, into a folder that `_write` puts in its place."""
-    from ivimbayes.maps import write_maps
+    """Map the regions that were fitted, where they can be."""
     from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 
     if reason := why_not_mapped(tree):
         typer.echo(f"ivimbayes: no maps: {reason}", err=True)
         return None
-    made = posterior_maps(scan, tree, seed=seed, cores=cores, progress=not quiet)
-    shutil.rmtree(folder / CHECKPOINT / MAPS, ignore_errors=True)
-    write_maps(made, folder / CHECKPOINT / MAPS)
-    return made
+    return posterior_maps(scan, tree, seed=seed, cores=cores, progress=not quiet)
 
 
 def write_results(
-    tree: "xr.DataTree", folder: Path, made: "xr.Dataset | None", truth: "xr.Dataset | None" = None
+    tree: "xr.DataTree", out: OutFolder, made: "xr.Dataset | None", truth: "xr.Dataset | None" = None
 ) -> list[str]:
     """Write the results, print them, and return the verdicts."""
-    from ivimbayes.maps import describe_maps, replace_maps
+    from ivimbayes.maps import describe_maps, map_files, write_maps
     from ivimbayes.report import render_report
-    from ivimbayes.storage import replacing, write_tree
+    from ivimbayes.storage import write_tree
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
 
+    new = out.new
     diagnoses = diagnose(tree)
     table = summarize(tree, diagnoses)
     tables: dict[str, pd.DataFrame] = {"summary.tsv": table}
     if truth is not None:
         tables["truth.tsv"] = compare_truth(table, truth)
-    write_tree(tree, folder / "posterior.nc")
+    write_tree(tree, new / "posterior.nc")
     for name, frame in tables.items():
-        with replacing(folder / name) as path:
-            frame.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
-    with replacing(folder / "report.html") as path:
-        path.write_text(render_report(tree, table, diagnoses, maps=made, truth=truth), encoding="utf-8")
-    for stale in set(RESULTS) - {"posterior.nc", "report.html", *tables}:
-        (folder / stale).unlink(missing_ok=True)
+        frame.to_csv(new / name, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
+    text = render_report(tree, table, diagnoses, maps=made, truth=truth)
+    (new / "report.html").write_text(text, encoding="utf-8")
     if made is not None:
-        replace_maps(folder / CHECKPOINT / MAPS, folder / MAPS)
-    elif (folder / MAPS).is_dir():  # of an earlier fit
-        (folder / CHECKPOINT / MAPS).mkdir(parents=True, exist_ok=True)
-        replace_maps(folder / CHECKPOINT / MAPS, folder / MAPS)
-    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        write_maps(made, new / MAPS)
+    out.finish({*RESULTS, *(f"{MAPS}/{name}" for name in map_files())})
+    if made is None and (out.path / MAPS).is_dir():  # of an earlier fit, now empty
+        with suppress(OSError):
+            (out.path / MAPS).rmdir()
     print_fit(table, diagnoses, tree)
     if made is not None:
         typer.echo(f"{MAPS}: {describe_maps(made)}")
@@ -130,27 +277,29 @@ def write_results(
     return [d.verdict for d in diagnoses.values()]
 
 
-def write_map_files(made: "xr.Dataset", store: Path, folder: Path, form: str) -> None:
-    """Write maps beside the store they gathered in, move them into the folder, remove the store."""
-    from ivimbayes.maps import replace_maps, write_maps
+def write_map_files(made: "xr.Dataset", out: OutFolder, form: str) -> None:
+    """Write maps in a format, in place of those in the folder."""
+    from ivimbayes.maps import map_files, write_maps
+    from ivimbayes.storage import write_netcdf
 
-    written = folder / WRITTEN_MAPS
-    shutil.rmtree(written, ignore_errors=True)
-    written.mkdir()
     if form == "nifti":
-        write_maps(made, written)
+        write_maps(made, out.new)
     elif form == "netcdf":
         encoding = {name: {"zlib": True, "complevel": 4} for name in made.data_vars}
-        made.to_netcdf(written / "maps.nc", engine="h5netcdf", encoding=encoding)
+        write_netcdf(made, out.new / "maps.nc", encoding)
     else:
-        made.load().to_zarr(written / "maps.zarr", zarr_format=3, consolidated=False)
-    replace_maps(written, folder)
-    for name in OURS[1:]:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        made.load().to_zarr(out.new / "maps.zarr", zarr_format=3, consolidated=False)
+    out.finish(map_files())
 
 
 def fit_file(path: Path) -> Path:
     """File of a fit: given, or in the folder given."""
+    folder = path if path.is_dir() else path.parent
+    if (folder / READY).exists():
+        raise InputError(
+            f"{folder}: results are being put in place, or were when their run was ended; "
+            "wait, or run the command that writes there again"
+        )
     return path / "posterior.nc" if path.is_dir() or not path.exists() else path
 
 

@@ -1,8 +1,8 @@
 """Maps of a volume: what they hold, and NIfTI files of them."""
 
+import gzip
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -105,7 +105,7 @@ def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
             "ascii", "replace"
         )
         with replacing(folder / f"{name}.nii.gz") as path:
-            nib.save(image, path)
+            path.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))
         with replacing(folder / f"{name}.json") as path:
             path.write_text(json.dumps(_sidecar(variable.attrs) | shared, indent=2) + "\n", encoding="utf-8")
         written.append(folder / f"{name}.nii.gz")
@@ -224,19 +224,3 @@ def map_files() -> set[str]:
     """Name every file and store that maps may be written to."""
     stems = {f"{name}{ending}" for name in (*NAMES, *MAPPED, *ERRORS) for ending in (".nii.gz", ".json")}
     return stems | {"maps.nc", "maps.zarr"}
-
-
-def replace_maps(made: Path, folder: Path) -> None:
-    """Move a finished set of maps into a folder, in place of the set there; other files stay."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file is there; move it away")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in map_files():
-        old = folder / name
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    for path in sorted(made.iterdir()):
-        path.rename(folder / path.name)
-    made.rmdir()

@@ -234,8 +234,8 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
     for key, value in (item for entry in published for item in entry.items()):
         number = isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
         if number if key == "source" else not number and key != "note":
-            wanted = "words" if key == "source" else "a number"
-            raise InputError(f"{where} published: {key} = {value!r}; give {wanted}")
+            kind = "text" if key == "source" else "number"
+            raise InputError(f"{where} published: {key} = {value!r} is not a {kind}; correct it")
     note = " ".join(str(table.get("note", "")).split())
     if hidden := [word for word in (name, note, *names, *sources) if not word.isprintable()]:
         raise InputError(f"{where} has the text {hidden[0]!r}; use printable characters")

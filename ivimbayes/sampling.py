@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
+LEAST, INTERRUPTED = 50, "interrupted.nc"  # draws of a chain, and the file of an interrupted fit
 STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
     "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
     "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
@@ -55,11 +57,36 @@ class Settings:
     retry: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 50), ("tune", 50), ("chains", 2), ("seed", 0)):
+        for name, least in (("draws", LEAST), ("tune", LEAST), ("chains", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}; give {least} or more")
         if not 0.5 <= self.target_accept < 1:
             raise InputError(f"target_accept {self.target_accept:g}; give a number from 0.5 to below 1")
+
+
+class FitInterrupted(KeyboardInterrupt):
+    """A fit that was interrupted.
+
+    Attributes
+    ----------
+    tree : DataTree or None
+        As `fit` gives it, of the regions of which every chain has 50 draws or more, each chain cut to the
+        shortest. `diagnose` finds them ``doubtful`` and says how many draws there were.
+    kept : str
+        Where it was stored; empty where there was no checkpoint.
+    """
+
+    def __init__(self, tree: xr.DataTree | None, kept: str = ""):
+        super().__init__("fit interrupted")
+        self.tree, self.kept = tree, kept
+
+
+class Interrupted(KeyboardInterrupt):
+    """What the regions had drawn until then: tree and draws of each."""
+
+    def __init__(self, regions: dict[str, xr.DataTree]):
+        super().__init__("interrupted")
+        self.regions = regions
 
 
 @dataclass(frozen=True)
@@ -152,6 +179,8 @@ def fit(
     ------
     InputError
         If an option is out of range or a region cannot be fitted; nothing is sampled then.
+    FitInterrupted
+        A `KeyboardInterrupt` that holds the draws so far.
     """
     spec = ModelSpec() if spec is None else spec
     settings = Settings(draws, tune, chains, target_accept, seed, retry)
@@ -166,7 +195,10 @@ def fit(
     require_protocol(scan, spec.signal)
     with FitProgress(list(plan.chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
         tasks = _prepare(plan.chosen, spec, plan.priors, bars)
-        results = _sample_all(tasks, settings, cores, bars, checkpoint)
+        try:
+            results = _sample_all(tasks, settings, cores, bars, checkpoint)
+        except Interrupted as stop:
+            raise _interruption(stop.regions, scan, plan, checkpoint) from None
     return finish_fit(results, scan, plan)
 
 
@@ -365,6 +397,14 @@ def _sample_all(
                 write_tree(tree, _checkpoint_file(checkpoint, task))
             results[task.name] = tree
             bars.done(task.name)
+    except KeyboardInterrupt:
+        bars.stage(tasks[0].name, "stopping")
+        running.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
+        for future, (task, chain, attempt) in pending.items():
+            if not future.cancelled() and future.exception() is None:
+                parts.setdefault((task.name, attempt), {})[chain] = future.result()
+        raise Interrupted(_unfinished(tasks, parts, results, settings)) from None
     except BaseException:
         running.stop()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -373,18 +413,77 @@ def _sample_all(
     return {task.name: results[task.name] for task in tasks}
 
 
+def _unfinished(
+    tasks: list[RegionTask],
+    parts: Mapping[tuple[str, int], Mapping[int, xr.DataTree]],
+    results: dict[str, xr.DataTree],
+    settings: Settings,
+) -> dict[str, xr.DataTree]:
+    """Finished regions, and those whose chains all have draws, up to the shortest."""
+    regions = dict(results)
+    for task in tasks:
+        for attempt in (1, 2):
+            chains = parts.get((task.name, attempt), {})
+            if len(chains) < settings.chains:
+                continue
+            thin = 1 if attempt == 1 else retry_factor(task, settings)
+            draws = min(chain["sample_stats"].sizes["draw"] for chain in chains.values()) // thin
+            if draws < LEAST:
+                continue
+            cut = [chains[c].isel(draw=slice(0, draws * thin)) for c in range(settings.chains)]
+            tree = collect_region(task.voxels, task.spec, task.scale, task.block, cut, settings.seed, draws)
+            tree.attrs |= {"attempts": attempt}
+            regions[task.name] = tree
+    return {task.name: regions[task.name] for task in tasks if task.name in regions}
+
+
+def _interruption(
+    regions: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan, checkpoint: str | Path | None
+) -> FitInterrupted:
+    """Join the draws of an interrupted fit, all regions cut to the shortest, mark them and store them."""
+    if not regions:
+        return FitInterrupted(None)
+    drawn = {name: tree["posterior"].sizes["draw"] for name, tree in regions.items()}
+    least = min(drawn.values())
+    cut = {}
+    for name, tree in regions.items():
+        groups = {str(group): node.to_dataset() for group, node in tree.children.items()}
+        for group, data in groups.items():
+            if "draw" in data.dims and not group.startswith("prior"):
+                groups[group] = data.sel(draw=data["draw"] < least)
+        cut[name] = xr.DataTree.from_dict(groups)
+        cut[name].attrs |= tree.attrs
+    few = min(tree["posterior_predictive"].sizes["draw"] for tree in cut.values())
+    for tree in cut.values():
+        tree["posterior_predictive"] = tree["posterior_predictive"].to_dataset().isel(draw=slice(0, few))
+    tree = finish_fit(cut, scan, plan)
+    drawn_of = xr.Dataset({"interrupted": ("roi", [drawn[name] for name in cut])})
+    tree["constant_data"] = xr.DataTree(tree["constant_data"].to_dataset().merge(drawn_of))
+    if checkpoint is None:
+        return FitInterrupted(tree)
+    path = Path(checkpoint) / INTERRUPTED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tree(tree, path)
+    return FitInterrupted(tree, str(path))
+
+
 class Running:
     """Runs samplers, and ends those at work when the fit is interrupted."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
 
-    def run(self, **options: Any) -> xr.DataTree:
-        """Sample one chain, polling, since a sampler cannot be ended while another thread waits for it."""
+    def run(self, partial: bool = False, **options: Any) -> xr.DataTree:
+        """Sample one chain, polling, since a sampler cannot be ended while another thread waits for it.
+
+        Stopped, it gives the draws so far, if a `partial` chain is of use.
+        """
         sampler = nutpie.sample(blocking=False, progress_bar=False, save_warmup=False, **options)
         while not self.stopped.is_set():
             with suppress(TimeoutError):
                 return sampler.wait(timeout=POLL_SECONDS)
+        if partial:
+            return sampler.abort()
         sampler.cancel()
         raise InterruptedError("sampling was stopped")
 
@@ -407,7 +506,7 @@ def _submit(
     for chain in range(settings.chains):
         options = chain_options(task, settings, chain, attempt)
         callback = bars.callback(task.name, chain)
-        future = pool.submit(running.run, **options, progress_callback=callback)
+        future = pool.submit(running.run, partial=True, **options, progress_callback=callback)
         pending[future] = (task, chain, attempt)
 
 
@@ -465,11 +564,20 @@ def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.n
     )
 
 
+@cache
+def code_digest() -> str:
+    """Of what computes: the package's own files, and the versions of those it stands on."""
+    digest = hashlib.sha256(json.dumps([version(p) for p in ("nutpie", "numpy", "numba")]).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _key(task: RegionTask, settings: Settings) -> str:
     """Digest of everything a region's draws depend on."""
     digest = hashlib.sha256(task.spec.to_json().encode())
     digest.update(json.dumps(dataclasses.asdict(settings)).encode())
-    digest.update(json.dumps([version(p) for p in ("ivimbayes", "nutpie", "numpy", "numba")]).encode())
+    digest.update(code_digest().encode())
     digest.update(task.block.tobytes())
     for name in ("signal", "averages", "b", "x", "y", "z"):
         digest.update(np.ascontiguousarray(task.voxels[name].values).tobytes())

@@ -339,7 +339,8 @@ def write_scan(scan: xr.Dataset, folder: str | Path) -> tuple[Path, Path]:
     affine = scan["affine"].values
     for name, values, dtype in (("dwi", scan["signal"], np.float32), ("labels", scan["roi"], np.uint8)):
         with replacing(folder / f"{name}.nii.gz") as path:
-            nib.save(nib.Nifti1Image(values.values.astype(dtype), affine), path)
+            image = nib.Nifti1Image(values.values.astype(dtype), affine)
+            path.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))
     with replacing(folder / "dwi.bval") as path:
         path.write_text(" ".join(f"{b:g}" for b in scan["b"].values) + "\n", encoding="utf-8")
     with replacing(folder / "labels.json") as path:

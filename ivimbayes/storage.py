@@ -1,9 +1,10 @@
 """Result files, written under a temporary name and renamed: no half-written file has a result's name."""
 
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,33 @@ from ivimbayes.errors import InputError
 from ivimbayes.images import one_line
 
 MANTISSA_BITS = 12
+UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(UMASK)
 RATIO, DEEPEST = 1100, 2  # of compression, and depth of groups
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; rename it to `path` when the block ends without an error."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=f"-{path.name}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Give a temporary path in the same folder; rename it to `path` when the block ends without an error.
+
+    Raises
+    ------
+    OSError
+        Of `path`, where it cannot be written.
+    """
+    path, temporary = Path(path), None
     try:
+        handle, name = tempfile.mkstemp(prefix=".part-", suffix=f"-{path.name[-100:]}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~UMASK)
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or one_line(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def shorten(values: np.ndarray) -> np.ndarray:
@@ -75,8 +85,26 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> None:
         for node in tree.subtree
         if node.has_data
     }
+    write_netcdf(tree, path, encoding)
+
+
+def write_netcdf(
+    data: xr.DataTree | xr.Dataset, path: str | Path, encoding: Mapping[Any, Any] | None = None
+) -> None:
+    """Write netCDF by way of memory: HDF5 does not outlive a disk that is full."""
+    with _alone():
+        content = data.to_netcdf(engine="h5netcdf", encoding=encoding)
     with replacing(path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        temporary.write_bytes(content)
+
+
+def _alone() -> Any:
+    """Keep xarray from asking a dask scheduler for a lock, which knows files only."""
+    if "distributed" not in sys.modules:
+        return nullcontext()
+    import dask
+
+    return dask.config.set(scheduler="synchronous")
 
 
 def read_tree(path: str | Path) -> xr.DataTree:

@@ -389,6 +389,12 @@ def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
     fitted = int((constant["voxel_roi"].values == roi).sum())
     available, left_out = int(region["available"]), int(region["left_out"])
     findings = []
+    if "interrupted" in region:
+        findings.append(
+            Finding(
+                "doubtful", f"interrupted after {int(region['interrupted'])} draws of a chain", "run it again"
+            )
+        )
     if str(region["level"].values) == "mean":
         reason = str(region["reason"].values)
         what = f"{reason}: the" if reason else "the"

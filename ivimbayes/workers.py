@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import xarray as xr
 from ivimbayes.density import callbacks
 from ivimbayes.errors import InputError
 from ivimbayes.running import connect
-from ivimbayes.sampling import Settings, sample_region
+from ivimbayes.sampling import Settings, code_digest, sample_region
 from ivimbayes.spec import ModelSpec
 from ivimbayes.storage import read_tree, write_tree
 
@@ -49,8 +48,13 @@ class RegionJob:
     @property
     def key(self) -> str:
         """Digest of everything the region's draws depend on."""
-        versions = [version(p) for p in ("ivimbayes", "nutpie", "numpy", "numba")]
-        plain = (self.spec.to_json(), asdict(self.settings), versions, self.name, dict(self.voxels.attrs))
+        plain = (
+            self.spec.to_json(),
+            asdict(self.settings),
+            code_digest(),
+            self.name,
+            dict(self.voxels.attrs),
+        )
         digest = hashlib.sha256(str(plain).encode())
         for name in ("signal", "averages", "b", "x", "y", "z"):
             digest.update(np.ascontiguousarray(self.voxels[name].values).tobytes())
@@ -58,7 +62,7 @@ class RegionJob:
 
     def file(self, folder: Path) -> Path:
         """Where its result is kept."""
-        return folder / self.run / f"region-{self.voxels.attrs['label']}.nc"
+        return folder / self.run / self.spec.signal / f"region-{self.voxels.attrs['label']}.nc"
 
 
 def count_cores() -> int:
@@ -90,7 +94,7 @@ def open_workers(scheduler: Any = None, workers: int | None = None) -> Iterator[
         with connect(scheduler) as client:
             yield client
         return
-    if count == 1 or find_spec("distributed") is None:
+    if count == 1 or any(find_spec(name) is None for name in ("distributed", "cryptography")):
         yield None
         return
     from distributed import Client, LocalCluster
@@ -101,6 +105,7 @@ def open_workers(scheduler: Any = None, workers: int | None = None) -> Iterator[
         "threads_per_worker": 1,
         "dashboard_address": "127.0.0.1:0",
         "silence_logs": 50,
+        "security": True,  # other users of this machine are kept out
     }
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client

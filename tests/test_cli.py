@@ -185,6 +185,7 @@ def test_a_real_short_fit(case: Case, run: Run) -> None:
 def test_interrupt_keeps_the_folder(case: Case, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, checkpoint: Path, **__: Any) -> None:
         checkpoint.mkdir()
+        (checkpoint / "region-1.nc").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivimbayes.sampling, "fit", interrupt)

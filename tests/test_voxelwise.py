@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from ivimbayes import InputWarning, ModelSpec, fit, phantom, posterior_maps, read_tree, write_maps
 from ivimbayes.blocks import Task, map_block
 from ivimbayes.cli import app
-from ivimbayes.folders import UNFINISHED_MAPS
+from ivimbayes.folders import STORE
 from ivimbayes.maps import MAPPED, NAMES, STATUS
 from ivimbayes.populations import Population
 from ivimbayes.scans import write_scan
@@ -635,7 +635,7 @@ def test_killed_runs_end_with_the_same_maps(tmp_path: Path, capsys: pytest.Captu
                 run.wait()
                 if (
                     (tmp_path / "killed" / "status.nii.gz").exists()
-                    and not (tmp_path / "killed" / UNFINISHED_MAPS).exists()
+                    and not (tmp_path / "killed" / STORE).exists()
                 ):  # all was in place: killed on its way out, which the next run would refuse to replace
                     finished += 1
                     same_files(tmp_path)
