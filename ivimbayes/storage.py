@@ -94,8 +94,11 @@ def write_netcdf(
     """Write netCDF by way of memory: HDF5 does not outlive a disk that is full."""
     with _alone():
         content = data.to_netcdf(engine="h5netcdf", encoding=encoding)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    finally:
+        content.release()  # of the buffer that it is a view of
 
 
 def _alone() -> Any:

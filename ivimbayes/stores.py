@@ -98,7 +98,7 @@ class ZarrStore:
             raise InputError(f"{path}: a file is there; name another store")
         found = _key(path)
         if found is None and path.exists() and any(path.iterdir()):
-            raise InputError(f"{path}: the folder holds other files; name another store")
+            raise InputError(f"{path}: the folder holds other files; name another store, or move it away")
         if found is not None and found != key and not renew:
             raise InputError(
                 f"{path}: holds maps of another scan, fit or setting; name another store or delete it"

@@ -1,0 +1,438 @@
+"""What disturbs a run: kills, full disks, vanished folders, two runs at once, other versions, hostile files."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import SHORT, Case
+
+import ivimbayes.folders as folders
+import ivimbayes.sampling as sampling
+from ivimbayes import diagnose, fit, posterior_maps, read_maps, read_scan, read_tree, write_tree
+from ivimbayes.bids_layout import Run
+from ivimbayes.bids_results import open_dataset, write_failure
+from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.fits import read_fit
+from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
+from ivimbayes.priors import read_priors
+from ivimbayes.storage import replacing
+from ivimbayes.stores import ZarrStore
+from ivimbayes.tables import read_table
+
+Refused = Callable[..., str]
+KILLS = Path(__file__).parent / "faults" / "kills.py"
+REPLACED = {"posterior.nc", "summary.tsv", "truth.tsv", "maps/f_mean.json", "maps/D_mean.json"}
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing is tidied up after it."""
+
+
+def results(folder: OutFolder, word: str) -> None:
+    """Write three results and a folder of two."""
+    for name in ("posterior.nc", "summary.tsv", "maps/f_mean.json", "phantom/dwi.bval"):
+        (folder.new / name).parent.mkdir(exist_ok=True)
+        (folder.new / name).write_text(word)
+
+
+def there(path: Path) -> dict[str, str]:
+    return {str(p.relative_to(path)): p.read_text() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def first_results(out: Path) -> None:
+    with OutFolder(out, False, CHECKPOINT) as folder:
+        results(folder, "old")
+        (folder.new / "truth.tsv").write_text("old")
+        (folder.new / "maps" / "D_mean.json").write_text("old")
+        folder.finish(REPLACED)
+    (out / "maps" / "mine.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("step", range(14))
+def test_a_kill_at_any_step_of_putting_in_place(step: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """Before the one rename that counts the old results stand; after it the next run completes the new ones."""
+    out = tmp_path / "out"
+    first_results(out)
+    old = there(out)
+    calls = 0
+
+    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            if calls == step:
+                raise Killed
+            calls += 1
+            return real(*args, **options)
+
+        return call
+
+    folder = OutFolder(out, True, CHECKPOINT).__enter__()
+    folder.unfinished.mkdir()
+    (folder.unfinished / "region-1.nc").touch()
+    results(folder, "new")
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace", "unlink"):
+            patch.setattr(Path, name, killing(getattr(Path, name)))
+        patch.setattr(shutil, "rmtree", killing(shutil.rmtree))
+        with suppress(Killed):
+            folder.finish(REPLACED)
+    assert folder.lock is not None
+    os.close(folder.lock)  # as the system does for a process that is gone
+    began = (out / READY).exists() or (out / "summary.tsv").read_text() == "new"
+    if (out / READY).exists():
+        with pytest.raises(InputError, match="put in place"):
+            fit_file(out)
+    try:
+        with OutFolder(out, False, CHECKPOINT):
+            raise AssertionError("a folder with results was taken for an empty one")
+    except InputError as error:
+        assert "finished fit" in str(error)
+    found = there(out)
+    if not began:
+        assert found == old | {f"{CHECKPOINT}/region-1.nc": ""}
+        return
+    wanted = ("posterior.nc", "summary.tsv", "maps/f_mean.json", "phantom/dwi.bval")
+    assert found == {"maps/mine.txt": "mine", **dict.fromkeys(wanted, "new")}
+
+
+def test_steps_of_putting_in_place_are_all_killed() -> None:
+    """The last step above lies behind the end."""
+    out = Path("never")
+    assert not out.exists() and len(REPLACED) + 4 < 14
+
+
+def test_two_runs_in_one_folder(tmp_path: Path, refused: Refused) -> None:
+    pytest.importorskip("fcntl")
+    with OutFolder(tmp_path / "out", False, CHECKPOINT):
+        refused(lambda: OutFolder(tmp_path / "out", True, STORE).__enter__(), "another run", "--out")
+        assert (tmp_path / "out" / LOCK).exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_work_of_another_command_is_left_alone(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / STORE / "blocks_done" / "c" / "0").mkdir(parents=True)
+    (tmp_path / STORE / "blocks_done" / "c" / "0" / "0").touch()
+    refused(lambda: OutFolder(tmp_path, False, CHECKPOINT).__enter__(), "unfinished work of ivimbayes map")
+    with OutFolder(tmp_path, True, None) as folder:  # as ls has none of its own
+        (folder.new / "D.json").touch()
+        folder.finish({"D.json"})
+    assert (tmp_path / STORE / "blocks_done" / "c" / "0" / "0").exists()
+
+
+def test_leftovers_of_a_killed_run_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / NEW).mkdir()
+    (tmp_path / NEW / "posterior.nc").write_text("half")
+    (tmp_path / ".part-x-posterior.nc").write_text("half")
+    (tmp_path / LOCK).touch()
+    with OutFolder(tmp_path, False, CHECKPOINT) as folder:
+        assert [p.name for p in folder.path.iterdir()] == [LOCK]
+
+
+def test_links_where_work_is_kept_are_refused(tmp_path: Path, refused: Refused) -> None:
+    other = tmp_path / "other"
+    (other / "maps").mkdir(parents=True)
+    (other / "maps" / "mine.txt").touch()
+    for name in (CHECKPOINT, STORE, NEW, READY):
+        out = tmp_path / f"out{name}"
+        out.mkdir()
+        (out / name).symlink_to(other)
+        refused(lambda out=out: OutFolder(out, True, CHECKPOINT).__enter__(), "a link")
+    (tmp_path / "data").mkdir()
+    for name in (".ivimbayes", "logs"):
+        out = tmp_path / f"bids{name}"
+        out.mkdir()
+        (out / name).symlink_to(other)
+        refused(lambda out=out: open_dataset(out, tmp_path / "data"), "a link")
+    assert (other / "maps" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["../mine.txt", "/tmp/mine.txt", "maps/../../mine.txt", "..", "maps/.."])
+def test_a_forged_list_of_results_leads_nowhere(name: str, tmp_path: Path, refused: Refused) -> None:
+    out = tmp_path / "out"
+    (out / READY).mkdir(parents=True)
+    (tmp_path / "mine.txt").touch()
+    for plain in ({"moved": [], "stale": [name]}, {"moved": [name], "stale": []}):
+        (out / READY / folders.MANIFEST).write_text(json.dumps(plain | {"work": None}))
+        refused(lambda: OutFolder(out, True).__enter__(), READY)
+    (out / READY / folders.MANIFEST).write_text(json.dumps({"moved": [], "stale": [], "work": "../out"}))
+    refused(lambda: OutFolder(out, True).__enter__(), READY)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    case: Case, short_fit: xr.DataTree, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ivimbayes import cli
+
+    def kept(*_: Any, checkpoint: Path, **__: Any) -> xr.DataTree:
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / "region-1.nc").touch()
+        return short_fit
+
+    def full(path: Path, *_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sampling, "fit", kept)
+    words = ["fit", str(case.dwi), "--rois", str(case.rois), "--out", str(case.out), "--no-maps", "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["ivimbayes", *words])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for word in ("posterior.nc", "No space left", "free some space", "same command"):
+        assert word in said
+    assert there(case.out) == {f"{CHECKPOINT}/region-1.nc": ""}
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Permission") as found, replacing(tmp_path / "a.tsv"):
+        raise PermissionError(errno.EACCES, "Permission denied", "something else")
+    assert found.value.filename == str(tmp_path / "a.tsv")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError) as found, replacing(tmp_path / "gone" / "a.tsv"):
+        pass
+    assert found.value.filename == str(tmp_path / "gone" / "a.tsv")
+
+
+def test_the_folder_removed_midway(tmp_path: Path) -> None:
+    """It is made again: the results are not lost with it."""
+    with OutFolder(tmp_path / "out", False, CHECKPOINT) as folder:
+        shutil.rmtree(folder.path)
+        results(folder, "new")
+        folder.finish(REPLACED)
+    assert set(there(tmp_path / "out").values()) == {"new"}
+
+
+def test_a_store_removed_midway_is_named(tmp_path: Path, refused: Refused) -> None:
+    store = ZarrStore(tmp_path / "store", (4, 3, 2), (4, 3, 1), 0, "key")
+    shutil.rmtree(tmp_path / "store")
+    maps = {name: np.ones((4, 3, 1), dtype) for name, (_, dtype, _) in store.layout.items()}
+    refused(lambda: store.put((slice(0, 4), slice(0, 3), slice(0, 1)), maps), "removed", "run again")
+
+
+def damaged(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    path.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("what", ["chunk", "cut", "marks", "metadata", "dtype"])
+def test_a_damaged_store_is_computed_again(
+    what: str, phantom_scan: tuple[xr.Dataset, xr.Dataset], short_fit: xr.DataTree, tmp_path: Path
+) -> None:
+    scan = phantom_scan[0].isel(x=slice(12, 20), y=slice(12, 20))
+    options: dict[str, Any] = {"progress": False, "chunk": 32}
+    wanted = posterior_maps(scan, short_fit, **options)
+    store = tmp_path / "store"
+    posterior_maps(scan, short_fit, store=store, **options).close()
+    chunk = sorted(p for p in (store / "f_mean" / "c").rglob("*") if p.is_file())[0]
+    if what == "chunk":
+        damaged(chunk)
+    elif what == "cut":
+        chunk.write_bytes(b"")
+    elif what == "marks":
+        damaged(next(p for p in (store / "blocks_done" / "c").rglob("*") if p.is_file()))
+    else:
+        about = store / "D_sd" / "zarr.json"
+        text = about.read_text()
+        about.write_text(text[:-9] if what == "metadata" else text.replace("float32", "float64"))
+    found = posterior_maps(scan, short_fit, store=store, renew=True, **options).load()
+    for name in wanted.data_vars:
+        assert found[name].values.tobytes() == wanted[name].values.tobytes(), name
+
+
+def test_draws_of_an_interrupted_fit(
+    phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Kept, cut to the shortest chain and marked; the run that follows ends as if nothing had been."""
+    real, started = sampling.Running.run, []
+
+    def stopped_early(self: Any, partial: bool = False, **options: Any) -> xr.DataTree:
+        assert partial
+        self.stopped.wait()
+        started.append(options["seed"])
+        whole = real(sampling.Running(), **options)
+        return whole.isel(draw=slice(0, 60 + len(started) % 3))
+
+    def interrupt(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    scan = phantom_scan[0].isel(z=[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling.Running, "run", stopped_early)
+        patch.setattr(sampling, "as_completed", interrupt)
+        with pytest.raises(sampling.FitInterrupted) as stop:
+            fit(scan, seed=8, checkpoint=tmp_path / "kept", cores=6, **SHORT)
+    kept = read_tree(stop.value.kept)
+    assert stop.value.tree is not None and kept.identical(read_tree(tmp_path / "kept" / "interrupted.nc"))
+    assert dict(kept["posterior"].sizes)["draw"] == 60
+    assert kept["posterior"]["roi"].values.tolist() == ["liver", "kidney", "pancreas"]
+    for diagnosis in diagnose(kept).values():
+        assert diagnosis.verdict in ("doubtful", "failed")
+        assert any("interrupted after 6" in finding.what for finding in diagnosis.findings)
+    again = fit(scan, seed=8, checkpoint=tmp_path / "kept", cores=2, **SHORT)
+    fresh = fit(scan, seed=8, cores=1, **SHORT)
+    xr.testing.assert_identical(again["posterior"].to_dataset(), fresh["posterior"].to_dataset())
+    assert "interrupted" not in again["constant_data"]
+
+
+def test_an_interrupted_fit_without_draws(
+    phantom_scan: tuple[xr.Dataset, xr.Dataset], monkeypatch: Any
+) -> None:
+    def interrupt(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "as_completed", interrupt)
+    with pytest.raises(sampling.FitInterrupted) as stop:
+        fit(phantom_scan[0].isel(z=[0]), cores=1, **SHORT | {"draws": 5000})
+    assert stop.value.tree is None and stop.value.kept == ""
+
+
+def stored(short_fit: xr.DataTree, path: Path, **attrs: Any) -> Path:
+    tree = short_fit.copy()
+    tree.attrs |= attrs
+    write_tree(tree, path)
+    return path
+
+
+def test_fits_of_another_version(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
+    spec, priors = json.loads(short_fit.attrs["spec"]), json.loads(short_fit.attrs["priors"])
+    path = tmp_path / "posterior.nc"
+    for attrs in (
+        {"spec": json.dumps(spec | {"new": 1})}, {"spec": json.dumps({k: v for k, v in spec.items() if k != "prior"})},
+        {"spec": "[]"}, {"settings": "{"}, {"priors": json.dumps({k: v for k, v in priors.items() if k != "liver"})},
+    ):  # fmt: skip
+        stored(short_fit, path, **attrs)
+        refused(lambda: read_fit(path), "posterior.nc", "this version", "run ivimbayes fit again")
+    older = short_fit.copy()
+    older["constant_data"] = xr.DataTree(older["constant_data"].to_dataset().drop_vars("level"))
+    write_tree(older, path)
+    refused(lambda: read_fit(path), "no level", "run ivimbayes fit again")
+    assert read_fit(stored(short_fit, path)).identical(read_tree(path))
+
+
+def test_checkpoints_of_other_code_are_not_taken(monkeypatch: Any) -> None:
+    before = sampling.code_digest()
+    assert before == sampling.code_digest()
+    sampling.code_digest.cache_clear()
+    monkeypatch.setattr(sampling, "version", lambda _: "0")
+    assert sampling.code_digest() != before
+    sampling.code_digest.cache_clear()
+
+
+def test_netcdf_that_points_elsewhere_or_promises_too_much(
+    short_fit: xr.DataTree, tmp_path: Path, refused: Refused
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(bytes(800))
+
+    def linked(file: h5py.File) -> None:
+        file["posterior/other"] = h5py.ExternalLink(str(tmp_path / "other.nc"), "/")
+
+    def outside(file: h5py.File) -> None:
+        file.create_dataset("posterior/elsewhere", (100,), "f8", external=[(str(secret), 0, 800)])
+
+    def huge(file: h5py.File) -> None:
+        file.create_dataset("posterior/elsewhere", (2**40,), "f8", chunks=(2**20,))
+
+    def round_about(file: h5py.File) -> None:
+        file["posterior/again"] = file["/"]
+
+    def deep(file: h5py.File) -> None:
+        file.create_group("/".join("abcdefghijklmnop"))
+
+    for change, words in ((linked, "link"), (outside, "another file"), (huge, "promises"), (round_about, "nested"), (deep, "nested")):  # fmt: skip
+        path = stored(short_fit, tmp_path / "posterior.nc")
+        with h5py.File(path, "r+") as file:
+            change(file)
+        refused(lambda path=path: read_tree(path), "posterior.nc", words)
+
+
+def test_no_pickle_is_read_from_a_store_of_maps(tmp_path: Path, refused: Refused) -> None:
+    """zarr format 2 may name a pickle filter; format 3, the one that is written, is the only one read."""
+    store = tmp_path / "maps.zarr"
+    xr.Dataset({"f_mean": (("x", "y", "z"), np.ones((2, 2, 2)))}).to_zarr(
+        store, zarr_format=2, consolidated=False
+    )
+    refused(lambda: read_maps(tmp_path), "maps.zarr", "ivimbayes map")
+    shutil.rmtree(store)
+    xr.Dataset({"f_mean": (("x", "y", "z"), np.ones((2, 2, 2)))}).to_zarr(
+        store, zarr_format=3, consolidated=False
+    )
+    assert read_maps(tmp_path)["f_mean"].shape == (2, 2, 2)
+    about = store / "f_mean" / "zarr.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"shape": [2**20, 2**20, 2]}))
+    refused(lambda: read_maps(tmp_path), "shape", "ivimbayes map")
+
+
+def test_header_extensions_are_bounded(case: Case, refused: Refused) -> None:
+    image = nib.Nifti1Image(case.signal(), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b" " * (20 << 20)))
+    nib.save(image, case.dwi)
+    refused(lambda: read_scan(case.dwi, case.bval, rois=case.rois), "dwi.nii.gz", "begin at byte")
+
+
+def test_messages_are_one_printable_line() -> None:
+    for kind in (InputError, InputWarning):
+        said = str(kind("a\x1b]0;x\x07\nkidney: converged\u2028\ud800" + "9" * 10**6))
+        assert said.isprintable() and len(said) < 1100
+        assert said.startswith("a\\x1b]0;x\\x07\\nkidney")
+
+
+def test_texts_that_do_not_print(tmp_path: Path, short_fit: xr.DataTree, refused: Refused) -> None:
+    text = '[liver]\nnote = "a\\u001b[2K"\ncentre = {f = 0.2, D = 1e-3, D_star = 2e-2}\nwidth = {f = 1.0, D = 0.4, D_star = 1.0}\n'
+    (tmp_path / "p.toml").write_text(text)
+    refused(lambda: read_priors(tmp_path / "p.toml"), "printable")
+    priors = json.loads(short_fit.attrs["priors"])
+    path = stored(
+        short_fit, tmp_path / "posterior.nc", priors=json.dumps(priors | {"a\x1b[2K": priors["liver"]})
+    )
+    refused(lambda: read_fit(path), "posterior.nc")
+    (tmp_path / "logs").mkdir()
+    write_failure(tmp_path, Run({"sub": "01"}, tmp_path), "bad\nsub-02: done")
+    assert (tmp_path / "logs" / "sub-01.txt").read_text().count("\n") == 1
+
+
+def test_tables_are_not_cut(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "t.tsv"
+    for text in ("a\tb\n1\t2\t3\n", "a\tb\n1\t2\n1\t2\t3\t4\n", ""):
+        path.write_text(text)
+        refused(lambda: read_table(path, "correct it"), "t.tsv", "correct it")
+    path.write_text("a\tb\n1\t2\n")
+    assert read_table(path, "").to_dict("list") == {"a": [1], "b": [2]}
+
+
+def test_published_numbers_are_numbers(tmp_path: Path, refused: Refused) -> None:
+    text = '[x]\ncentre = {f = 0.2, D = 1e-3, D_star = 2e-2}\nwidth = {f = 1.0, D = 0.4, D_star = 1.0}\npublished = [{source = "s", year = "2010"}]\n'
+    (tmp_path / "p.toml").write_text(text)
+    refused(lambda: read_priors(tmp_path / "p.toml"), "year", "is not a number")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kills"), [("fit", 4), ("map", 4), ("bids", 4)])
+def test_killed_runs_end_as_undisturbed_ones(
+    name: str, kills: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thirty are run by hand; the numbers are in docs/reliability.md."""
+    words = [sys.executable, str(KILLS), "--kills", str(kills), "--command", name, "--seed", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout}", end="")
+    assert done.returncode == 0 and f"{kills} ended as an undisturbed run" in done.stdout, (
+        done.stdout + done.stderr
+    )
