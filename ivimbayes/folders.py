@@ -66,14 +66,14 @@ class OutFolder:
         try:
             self.made = [p for p in (path, *path.parents) if not p.exists()]
             path.mkdir(parents=True, exist_ok=True)
-            for name in (*UNFINISHED, NEW, READY, LOCK, REMOVED):
+            for name in (*UNFINISHED, NEW, READY, LOCK, REMOVED, f".{STORE}.unfinished"):
                 if (path / name).is_symlink():
                     raise InputError(f"{path / name}: a link, where ivimbayes keeps its own work; remove it")
             self.lock = _lock(path)
             if (path / READY).exists():
                 put_in_place(path)
                 typer.echo(f"ivimbayes: the results of an earlier run are now in place in {path}", err=True)
-            for left in (path / NEW, path / REMOVED):
+            for left in (path / NEW, path / REMOVED, path / f".{STORE}.unfinished"):
                 shutil.rmtree(left, ignore_errors=True)
             for part in path.glob(".part-*"):
                 part.unlink(missing_ok=True)

@@ -70,8 +70,8 @@ class FitInterrupted(KeyboardInterrupt):
     Attributes
     ----------
     tree : DataTree or None
-        As `fit` gives it, of the regions of which every chain has 50 draws or more, each chain cut to the
-        shortest. `diagnose` finds them ``doubtful`` and says how many draws there were.
+        As `fit` gives it, of the regions of which two chains or more have 50 draws or more; all are cut to
+        the fewest chains and draws. `diagnose` finds them ``doubtful`` and says how many draws there were.
     kept : str
         Where it was stored; empty where there was no checkpoint.
     """
@@ -419,18 +419,20 @@ def _unfinished(
     results: dict[str, xr.DataTree],
     settings: Settings,
 ) -> dict[str, xr.DataTree]:
-    """Finished regions, and those whose chains all have draws, up to the shortest."""
+    """Finished regions, and those of which two chains or more have draws, up to the shortest."""
     regions = dict(results)
     for task in tasks:
         for attempt in (1, 2):
-            chains = parts.get((task.name, attempt), {})
-            if len(chains) < settings.chains:
-                continue
             thin = 1 if attempt == 1 else retry_factor(task, settings)
-            draws = min(chain["sample_stats"].sizes["draw"] for chain in chains.values()) // thin
-            if draws < LEAST:
+            chains = [
+                chain
+                for _, chain in sorted(parts.get((task.name, attempt), {}).items(), key=lambda item: item[0])
+                if chain["sample_stats"].sizes["draw"] >= LEAST * thin
+            ]
+            if len(chains) < 2:
                 continue
-            cut = [chains[c].isel(draw=slice(0, draws * thin)) for c in range(settings.chains)]
+            draws = min(chain["sample_stats"].sizes["draw"] for chain in chains) // thin
+            cut = [chain.isel(draw=slice(0, draws * thin)) for chain in chains]
             tree = collect_region(task.voxels, task.spec, task.scale, task.block, cut, settings.seed, draws)
             tree.attrs |= {"attempts": attempt}
             regions[task.name] = tree
@@ -440,22 +442,21 @@ def _unfinished(
 def _interruption(
     regions: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan, checkpoint: str | Path | None
 ) -> FitInterrupted:
-    """Join the draws of an interrupted fit, all regions cut to the shortest, mark them and store them."""
+    """Join the draws of an interrupted fit, cut to the fewest, mark them and store them."""
     if not regions:
         return FitInterrupted(None)
     drawn = {name: tree["posterior"].sizes["draw"] for name, tree in regions.items()}
-    least = min(drawn.values())
+    fewest = min(tree["posterior"].sizes["chain"] for tree in regions.values())
+    predictive = min(tree["posterior_predictive"].sizes["draw"] for tree in regions.values())
     cut = {}
     for name, tree in regions.items():
         groups = {str(group): node.to_dataset() for group, node in tree.children.items()}
         for group, data in groups.items():
             if "draw" in data.dims and not group.startswith("prior"):
-                groups[group] = data.sel(draw=data["draw"] < least)
+                size = predictive if group == "posterior_predictive" else min(drawn.values())
+                groups[group] = data.isel(chain=slice(0, fewest), draw=slice(0, size))
         cut[name] = xr.DataTree.from_dict(groups)
         cut[name].attrs |= tree.attrs
-    few = min(tree["posterior_predictive"].sizes["draw"] for tree in cut.values())
-    for tree in cut.values():
-        tree["posterior_predictive"] = tree["posterior_predictive"].to_dataset().isel(draw=slice(0, few))
     tree = finish_fit(cut, scan, plan)
     drawn_of = xr.Dataset({"interrupted": ("roi", [drawn[name] for name in cut])})
     tree["constant_data"] = xr.DataTree(tree["constant_data"].to_dataset().merge(drawn_of))

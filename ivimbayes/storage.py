@@ -15,7 +15,7 @@ import xarray as xr
 from ivimbayes.errors import InputError
 from ivimbayes.images import one_line
 
-MANTISSA_BITS = 12
+MANTISSA_BITS, PIECE = 12, 1 << 24  # bits kept, and bytes written at a time
 UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(UMASK)
 RATIO, DEEPEST = 1100, 2  # of compression, and depth of groups
@@ -94,11 +94,15 @@ def write_netcdf(
     """Write netCDF by way of memory: HDF5 does not outlive a disk that is full."""
     with _alone():
         content = data.to_netcdf(engine="h5netcdf", encoding=encoding)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    finally:
-        content.release()  # of the buffer that it is a view of
+    with content as view, replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+        for at in range(0, len(view), PIECE):
+            _write_piece(file, bytes(view[at : at + PIECE]))
+
+
+def _write_piece(file: Any, piece: bytes) -> None:
+    at = 0
+    while at < len(piece):
+        at += file.write(piece[at:])
 
 
 def _alone() -> Any:

@@ -20,6 +20,7 @@ from conftest import SHORT, Case
 
 import ivimbayes.folders as folders
 import ivimbayes.sampling as sampling
+import ivimbayes.storage as storage
 from ivimbayes import diagnose, fit, posterior_maps, read_maps, read_scan, read_tree, write_tree
 from ivimbayes.bids_layout import Run
 from ivimbayes.bids_results import open_dataset, write_failure
@@ -28,7 +29,7 @@ from ivimbayes.fits import read_fit
 from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
 from ivimbayes.priors import read_priors
 from ivimbayes.storage import replacing
-from ivimbayes.stores import ZarrStore
+from ivimbayes.stores import ZarrStore, unfinished_store
 from ivimbayes.tables import read_table
 
 Refused = Callable[..., str]
@@ -133,6 +134,8 @@ def test_unfinished_work_of_another_command_is_left_alone(tmp_path: Path, refuse
 
 def test_leftovers_of_a_killed_run_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / NEW).mkdir()
+    unfinished_store(tmp_path / STORE).mkdir()
+    (unfinished_store(tmp_path / STORE) / "zarr.json").touch()
     (tmp_path / NEW / "posterior.nc").write_text("half")
     (tmp_path / ".part-x-posterior.nc").write_text("half")
     (tmp_path / LOCK).touch()
@@ -181,14 +184,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         (checkpoint / "region-1.nc").touch()
         return short_fit
 
-    def full(path: Path, *_: Any) -> int:
+    def full(*_: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(sampling, "fit", kept)
     words = ["fit", str(case.dwi), "--rois", str(case.rois), "--out", str(case.out), "--no-maps", "--quiet"]
     monkeypatch.setattr(sys, "argv", ["ivimbayes", *words])
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(storage, "_write_piece", full)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code == 2

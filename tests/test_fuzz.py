@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ivimbayes import posterior_maps, read_maps, read_scan, write_maps
+from ivimbayes.errors import InputError
+from ivimbayes.labels import read_label_names
+from ivimbayes.scans import read_bval
 
 FUZZ = Path(__file__).parent / "fuzz" / "fuzz.py"
 Refused = Callable[..., str]
@@ -84,6 +90,39 @@ def test_maps_whose_sidecars_are_none(
         path.unlink()
     (tmp_path / "maps.nc").write_bytes(b"\x89HDF\r\n\x1a\nno")
     refused(lambda: read_maps(tmp_path), "maps.nc", "ivimbayes map")
+
+
+@given(text=st.text(st.sampled_from("0123456789 .,eE+-naif\t\n\x00"), max_size=60))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_b_values_are_numbers_or_refused(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.bval"
+        path.write_text(text)
+        try:
+            b = read_bval(path)
+        except InputError as error:
+            assert str(error).isprintable()
+        else:
+            assert b.size and np.isfinite(b).all() and (b >= 0).all() and b.max() < 1e5
+
+
+@given(
+    names=st.dictionaries(
+        st.integers(1, 10**9), st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=1
+    )
+)
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_names_of_labels_come_back(names: dict[int, str]) -> None:
+    """From JSON; two labels of one name are refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "names.json"
+        path.write_text(json.dumps(names))
+        labels = np.array(sorted(names))
+        if len(set(names.values())) < len(names):
+            with pytest.raises(InputError, match="two labels"):
+                read_label_names(path, labels, path)
+        else:
+            assert read_label_names(path, labels, path)[0] == names
 
 
 @pytest.mark.slow
