@@ -54,6 +54,7 @@ from .relaxation import correct_fraction as correct_fraction
 from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction
 from .report import write_report as write_report
+from .sampling import FitInterrupted as FitInterrupted
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
 from .sensitivity import prior_sensitivity as prior_sensitivity

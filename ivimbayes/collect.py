@@ -257,10 +257,10 @@ def _constants(voxels: xr.Dataset, stats: xr.Dataset, coords: dict[str, Any]) ->
 
 
 def join_regions(regions: Mapping[str, xr.DataTree], scan: xr.Dataset) -> xr.DataTree:
-    """Join the trees of the regions along ``roi`` and ``voxel``."""
+    """Join the trees of the regions along ``roi`` and ``voxel``; they are emptied, not to hold all twice."""
     trees = list(regions.values())
     groups = {}
-    for name in trees[0].children:
+    for name in list(trees[0].children):
         parts = [tree[str(name)].to_dataset() for tree in trees]
         groups[str(name)] = xr.merge(
             [
@@ -273,6 +273,9 @@ def join_regions(regions: Mapping[str, xr.DataTree], scan: xr.Dataset) -> xr.Dat
             ],
             combine_attrs="override", compat="override", join="outer",
         )  # fmt: skip
+        del parts
+        for tree in trees:
+            del tree[name]
         if "voxel" in groups[str(name)].dims:
             groups[str(name)] = groups[str(name)].assign_coords(
                 voxel=np.arange(groups[str(name)].sizes["voxel"])

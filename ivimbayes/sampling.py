@@ -378,16 +378,14 @@ def _sample_all(
             chains[chain] = future.result()
             if len(chains) < settings.chains:
                 continue
-            del parts[task.name, attempt]
             drawn = [chains[c] for c in range(settings.chains)]
             bars.stage(task.name, "collecting")
             tree = collect_region(
                 task.voxels, task.spec, task.scale, task.block, drawn, settings.seed, settings.draws
             )
-            chains.clear()
-            drawn.clear()
             measured = measure_chains(tree["posterior"].to_dataset(), tree["constant_data"].to_dataset())
             if settings.retry and attempt == 1 and not measured.good and retry_factor(task, settings) > 1:
+                del parts[task.name, attempt]
                 bars.stage(task.name, "once more, longer")
                 _submit(task, settings, 2, pool, running, bars, pending)
                 continue
@@ -396,6 +394,7 @@ def _sample_all(
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
                 write_tree(tree, _checkpoint_file(checkpoint, task))
             results[task.name] = tree
+            del parts[task.name, attempt], chains, drawn  # only now: an interruption finds them
             bars.done(task.name)
     except KeyboardInterrupt:
         bars.stage(tasks[0].name, "stopping")

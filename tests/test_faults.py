@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h5py
 import nibabel as nib
@@ -18,6 +19,7 @@ import pytest
 import xarray as xr
 from conftest import SHORT, Case
 
+import ivimbayes.convergence as convergence
 import ivimbayes.folders as folders
 import ivimbayes.sampling as sampling
 import ivimbayes.storage as storage
@@ -304,6 +306,31 @@ def test_an_interrupted_fit_without_draws(
     with pytest.raises(sampling.FitInterrupted) as stop:
         fit(phantom_scan[0].isel(z=[0]), cores=1, **SHORT | {"draws": 5000})
     assert stop.value.tree is None and stop.value.kept == ""
+
+
+def test_a_region_that_does_not_converge_costs_bounded_draws(
+    phantom_scan: tuple[xr.Dataset, xr.Dataset], monkeypatch: Any
+) -> None:
+    """Every region is found bad: each is sampled twice, never a third time, with steps of bounded length."""
+    asked: list[tuple[int, int, int]] = []
+    real = sampling.chain_options
+
+    def counted(*given: Any) -> dict[str, Any]:
+        options = real(*given)
+        asked.append((options["draws"], options["tune"], options["maxdepth"]))
+        return options
+
+    monkeypatch.setattr(sampling, "chain_options", counted)
+    monkeypatch.setattr(convergence.Chains, "good", property(lambda _: False))
+    scan = phantom_scan[0]
+    tree = fit(scan, cores=2, **SHORT | {"draws": 50, "tune": 50, "voxels_per_roi": 8})
+    assert tree["constant_data"]["attempts"].values.tolist() == [2, 2, 2]
+    assert sorted(asked) == [(50, 50, 10)] * 6 + [(600, 600, 10)] * 6
+    many = sampling.RETRY_BYTES / (
+        8 * 4 * 1000 * 12
+    )  # coordinates that leave no room for twelve times as many
+    monkeypatch.setattr(sampling, "coordinates", lambda _: int(many * 4))
+    assert sampling.retry_factor(Mock(), sampling.Settings()) == 3
 
 
 def stored(short_fit: xr.DataTree, path: Path, **attrs: Any) -> Path:
