@@ -177,23 +177,22 @@ def write_run(
     result_file(out, run, spec.signal, "summary.tsv").unlink(missing_ok=True)
     for part in folder.glob(f".part-*-{named}"):
         part.unlink(missing_ok=True)
-    stale = {path: path.stat().st_ino for path in folder.glob(named)}
+    stale = set(folder.glob(named))
     diagnoses = diagnose(tree)
     table = summarize(tree, diagnoses)
     shared = _shared(run, bids_dir, spec, tree)
     tree.attrs["bids_key"] = key
     write_tree(tree, result_file(out, run, spec.signal, "posterior.nc"))
+    written = {result_file(out, run, spec.signal, end) for end in ("posterior.nc", "report.html")}
     if maps is not None:
-        _write_maps(out, run, spec.signal, maps, shared)
+        written |= _write_maps(out, run, spec.signal, maps, shared)
     with replacing(result_file(out, run, spec.signal, "report.html")) as path:
         text = render_report(tree, table, diagnoses, maps=maps, title=run.stem)
         path.write_text(text, encoding="utf-8")
     about: Sidecar = {name: {"Description": text} for name, text in COLUMNS.items()}
     about["verdict"]["Levels"] = {name: name for name in VERDICTS}
-    for path, number in stale.items():  # of an earlier run, and not replaced
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == number:
-                path.unlink()
+    for path in stale - written:  # of an earlier run
+        path.unlink(missing_ok=True)
     about["Run"] = {"Key": key, **shared, **({"NoMaps": note} if note else {})}
     _write_json(result_file(out, run, spec.signal, "summary.json"), about)
     with replacing(result_file(out, run, spec.signal, "summary.tsv")) as path:
@@ -226,7 +225,12 @@ def write_index(out: Path, subject: str) -> None:
     """Write the page of a participant: every run with its verdicts and values, and a link to its report."""
     parts = []
     for path in _summaries(out, subject):
-        table = read_summary(path, dtype=str)
+        name = path.name.removesuffix("_summary.tsv")
+        try:
+            table = read_summary(path, dtype=str)
+        except InputError as error:  # of another run, or just being replaced
+            parts.append(f"<h2>{escape(name)}</h2><p>{escape(str(error))}</p>")
+            continue
         report = path.with_name(path.name.replace("_summary.tsv", "_report.html")).relative_to(out)
         rows = [
             f"<tr><td>{escape(r['roi'])}</td><td>{escape(r['parameter'])}</td><td>{escape(r['unit'])}</td>"
@@ -235,7 +239,6 @@ def write_index(out: Path, subject: str) -> None:
             for r in table.to_dict("records")
             if r["parameter"] not in ("S0", "sigma")
         ]
-        name = path.name.removesuffix("_summary.tsv")
         parts.append(
             f'<h2><a href="{escape(report.as_posix())}">{escape(name)}</a></h2><table><tr><th>region</th>'
             "<th>parameter</th><th>unit</th><th>median</th><th>95 % HDI</th><th>verdict</th></tr>"
@@ -325,16 +328,20 @@ def _summaries(out: Path, subject: str = "sub-*") -> list[Path]:
     return sorted(path for path in found if (name := parse_name(path.name)) and "sub" in name.entities)
 
 
-def _write_maps(out: Path, run: Run, signal: str, maps: xr.Dataset, shared: Sidecar) -> None:
-    """Write maps beside, then give them their names; a sidecar comes before its image."""
+def _write_maps(out: Path, run: Run, signal: str, maps: xr.Dataset, shared: Sidecar) -> set[Path]:
+    """Write maps beside, then give them their names; a sidecar comes before its image. Their files."""
+    written = set[Path]()
     made = out / KEPT / run.stem / signal / "maps"
     shutil.rmtree(made, ignore_errors=True)
     for image in write_maps(maps, made):
         name = image.name.removesuffix(".nii.gz")
         plain: Sidecar = json.loads((made / f"{name}.json").read_text(encoding="utf-8"))
         plain |= {"Inputs": plain.pop("Sources", {}), "Software": plain.pop("Software")} | shared
-        _write_json(result_file(out, run, signal, map_ending(name) + ".json"), plain)
-        image.replace(result_file(out, run, signal, map_ending(name) + ".nii.gz"))
+        places = [result_file(out, run, signal, map_ending(name) + end) for end in (".json", ".nii.gz")]
+        _write_json(places[0], plain)
+        image.replace(places[1])
+        written.update(places)
+    return written
 
 
 def _shared(run: Run, bids_dir: Path, spec: ModelSpec, tree: xr.DataTree) -> Sidecar:

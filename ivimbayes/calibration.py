@@ -469,7 +469,10 @@ def _kept(path: str | Path | None, key: str, renew: bool) -> dict[int, Values]:
     if result.attrs["key"] != key:
         if renew:
             return {}
-        raise InputError(f"{path}: holds replicates of other settings or versions; name another file")
+        raise InputError(
+            f"{path}: holds replicates of other settings or versions; name another place, "
+            "or replace them (--overwrite)"
+        )
     names = ("rank", "truth", "mean", "sd", "attempts", "converged", "redrawn")
     return {
         int(i): {"replicate": int(i), "quantity": result["quantity"].values.tolist()}

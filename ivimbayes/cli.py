@@ -527,12 +527,12 @@ def volume(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
-    from ivimbayes.fits import read_fit
     from ivimbayes.relaxation import correct_fraction, tabulate_fractions
+    from ivimbayes.storage import read_tree
     from ivimbayes.terminal import print_volume
 
     check_table(out, overwrite)
-    tree = read_fit(fit_file(folder))
+    tree = read_tree(fit_file(folder))
     corrected = correct_fraction(
         tree, TE=te, TR=tr, field=field, tissue=parse_tissues(tissue), seed=seed,
         T2_blood=parse_time(t2_blood, "--t2-blood"), T2_tissue=parse_times(t2_tissue, "--t2-tissue"),
@@ -581,7 +581,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", InputWarning)
     warnings.showwarning = _show_warning
-    signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except InputError as error:
@@ -592,3 +592,5 @@ def main() -> None:
         remedy = REMEDIES.get(error.errno or 0, "see to it")
         typer.echo(f"ivimbayes: error: {where}: {what}; {remedy}, and run the same command again", err=True)
         sys.exit(EXIT_INPUT)
+    finally:
+        signal.signal(signal.SIGTERM, before)

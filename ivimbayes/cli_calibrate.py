@@ -84,7 +84,7 @@ def calibrate_command(
         result = calibrate(
             spec, B if values is None else values, replicates, voxels=voxels,
             averages=parse_numbers(averages, "--averages"), draws=draws, tune=tune, chains=chains, seed=seed,
-            retry=retry, cores=cores, progress=not quiet, checkpoint=kept, renew=True,
+            retry=retry, cores=cores, progress=not quiet, checkpoint=kept, renew=overwrite,
         )  # fmt: skip
         table = check_calibration(result)
         figure = plot_calibration(result)[0].figure

@@ -1,7 +1,6 @@
 """From the fit of a study to tables: groups compared, and the scans given all others."""
 
 import itertools
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from numbers import Real
@@ -14,7 +13,7 @@ import xarray as xr
 
 from ivimbayes.cohort import Design
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
+from ivimbayes.images import one_line, read_json
 from ivimbayes.sessions import change_row
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.storage import load_tree, replacing, write_tree
@@ -32,10 +31,10 @@ def design_of(cohort: xr.DataTree) -> Design:
         raise InputError("cohort: not the fit of a study; give a tree from fit_cohort or read_cohort")
     a = cohort.attrs
     try:
-        levels = {name: tuple(found) for name, found in json.loads(a["levels"]).items()}
-        moments = {name: tuple(found) for name, found in json.loads(a["moments"]).items()}
-        table = pd.DataFrame(json.loads(a["design"]))
-        return Design(table, tuple(json.loads(a["effects"])), levels, moments)
+        levels = {name: tuple(found) for name, found in read_json(a["levels"]).items()}
+        moments = {name: tuple(found) for name, found in read_json(a["moments"]).items()}
+        table = pd.DataFrame(read_json(a["design"]))
+        return Design(table, tuple(read_json(a["effects"])), levels, moments)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"cohort: its design cannot be read ({one_line(error)}); fit it again") from None
 

@@ -1,7 +1,6 @@
 """What each fit of a study knows of its regions, in few numbers: what the level above takes."""
 
 import csv
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import xarray as xr
 from arviz_stats.base import array_stats
 
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.images import one_line
+from ivimbayes.images import one_line, read_json
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
@@ -147,6 +146,8 @@ def _failed(path: Path) -> set[str]:
     try:
         with beside.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
+        if any(None in row for row in rows):
+            raise ValueError("a row is longer than its header")
         return {row["roi"] for row in rows if row["verdict"] == "failed"}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise InputError(
@@ -156,7 +157,7 @@ def _failed(path: Path) -> set[str]:
 
 def _attrs(attrs: Any) -> tuple[ModelSpec, dict[str, TissuePrior]]:
     spec = ModelSpec.from_json(attrs["spec"])
-    return spec, {name: TissuePrior.from_dict(p) for name, p in json.loads(attrs["priors"]).items()}
+    return spec, {name: TissuePrior.from_dict(p) for name, p in read_json(attrs["priors"]).items()}
 
 
 def gaussian_likelihood(

@@ -1,13 +1,13 @@
 """Stored fits, read for a command: one of another version is refused, not half understood."""
 
-import json
 from pathlib import Path
 
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
+from ivimbayes.images import one_line, read_json
 from ivimbayes.priors import TissuePrior
+from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
 from ivimbayes.storage import read_tree
 
@@ -26,10 +26,13 @@ def read_fit(path: str | Path) -> xr.DataTree:
     try:
         if missing := [name for name in GROUPS if name not in tree.children]:
             raise KeyError(f"no group {missing[0]}")
-        ModelSpec.from_json(tree.attrs["spec"])
-        priors = {name: TissuePrior.from_dict(p) for name, p in json.loads(tree.attrs["priors"]).items()}
+        spec = ModelSpec.from_json(tree.attrs["spec"])
+        wanted = {*(f"{name}_roi" for name in SIGNALS[spec.signal].parameters), "mu", "sigma"}
+        if lost := wanted - set(tree["posterior"].data_vars):
+            raise KeyError(f"no {min(lost)}")
+        priors = {name: TissuePrior.from_dict(p) for name, p in read_json(tree.attrs["priors"]).items()}
         for name in ("settings", "versions"):
-            json.loads(tree.attrs[name])
+            read_json(tree.attrs[name])
         if absent := set(tree["posterior"].to_dataset()["roi"].values.astype(str)) - set(priors):
             raise KeyError(f"no prior of {min(absent)}")
         if hidden := [name for name in priors if not name.isprintable()]:

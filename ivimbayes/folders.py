@@ -16,6 +16,12 @@ import typer
 
 from ivimbayes.errors import InputError
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # no locks on this system
+    fcntl = None
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
@@ -75,9 +81,11 @@ class OutFolder:
                 typer.echo(f"ivimbayes: the results of an earlier run are now in place in {path}", err=True)
             for left in (path / NEW, path / REMOVED, path / f".{STORE}.unfinished"):
                 shutil.rmtree(left, ignore_errors=True)
-            for part in path.glob(".part-*"):
+            parts = [p for p in path.glob(".part-*") if p.is_file()]  # of a run that was killed
+            ours = {LOCK, self.work, *(p.name for p in parts)}
+            self._refuse(sorted(p.name for p in path.iterdir() if p.name not in ours))
+            for part in parts:
                 part.unlink(missing_ok=True)
-            self._refuse(sorted(p.name for p in path.iterdir() if p.name not in (LOCK, self.work)))
         except InputError:
             self._close()
             raise
@@ -148,8 +156,12 @@ class OutFolder:
                 shutil.rmtree(path / CHECKPOINT, ignore_errors=True)
             if self.work == STORE and not any((path / STORE / "blocks_done").glob("c/**/*")):
                 shutil.rmtree(path / STORE, ignore_errors=True)
-            (path / LOCK).unlink(missing_ok=True)
-            os.close(self.lock)
+            if fcntl is None:  # as on Windows, where an open file cannot be removed
+                os.close(self.lock)
+            with suppress(OSError):
+                (path / LOCK).unlink(missing_ok=True)
+            if fcntl is not None:
+                os.close(self.lock)
             self.lock = None
         for made in self.made:
             with suppress(OSError):  # not empty
@@ -161,16 +173,16 @@ def _lock(folder: Path) -> int:
     path = folder / LOCK
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if fcntl is None:
+            return lock
         try:
-            import fcntl
-
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             raise InputError(
                 f"{folder}: another run of ivimbayes writes there; wait for it, or name another with --out"
             ) from None
-        except (ImportError, OSError):  # no locks on this system, or on this disk
+        except OSError:  # no locks on this disk
             return lock
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), path.stat()):
@@ -210,7 +222,7 @@ def put_in_place(folder: Path) -> None:
         if (ready / name).exists():
             target = folder / name
             target.parent.mkdir(exist_ok=True)
-            if target.is_dir() and not target.is_symlink():
+            if (target.is_dir() and not target.is_symlink()) or (ready / name).is_dir():
                 _remove(target)
             (ready / name).replace(target)
     if work is not None:
@@ -265,6 +277,7 @@ def write_results(
     (new / "report.html").write_text(text, encoding="utf-8")
     if made is not None:
         write_maps(made, new / MAPS)
+    shutil.rmtree(out.path / MAPS / READY, ignore_errors=True)  # maps of the fit that is replaced
     out.finish({*RESULTS, *(f"{MAPS}/{name}" for name in map_files())})
     if made is None and (out.path / MAPS).is_dir():  # of an earlier fit, now empty
         with suppress(OSError):
@@ -295,7 +308,7 @@ def write_map_files(made: "xr.Dataset", out: OutFolder, form: str) -> None:
 def fit_file(path: Path) -> Path:
     """File of a fit: given, or in the folder given."""
     folder = path if path.is_dir() else path.parent
-    if (folder / READY).exists():
+    if any((place / READY).exists() for place in (folder, folder / MAPS)):
         raise InputError(
             f"{folder}: results are being put in place, or were when their run was ended; "
             "wait, or run the command that writes there again"

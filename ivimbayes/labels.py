@@ -110,6 +110,8 @@ def _from_tsv(text: str, path: Path) -> dict[int, str]:
     table = {}
     for number, row in enumerate(rows, start=2):
         label = _label(row["index"])
+        if None in row:
+            raise InputError(f"{path}: line {number} has more fields than the header; correct it")
         if label < 0 or not row["name"]:
             raise InputError(
                 f"{path}: line {number} has index {row['index']!r} and name {row['name']!r}; "

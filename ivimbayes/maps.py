@@ -19,7 +19,7 @@ from ivimbayes.storage import check_netcdf, replacing
 
 SPACE = ("x", "y", "z")
 ZARR: dict[str, Any] = {"engine": "zarr", "zarr_format": 3, "consolidated": False}  # 2 may hold pickles
-LARGEST = 2**32  # values of an array in a store
+LARGEST = 2**30  # values of an array in a store
 MAPPED = ("f", "D", "D_star", "S0")
 STATUS = {"outside": 0, "ok": 1, "doubtful": 2, "failed": 3, "bad_signal": 4}
 SUMMARIES = ("mean", "sd", "median", "hdi_low", "hdi_high", "contraction")

@@ -18,6 +18,7 @@ from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
 OTHERS = ("K", "f_fast", "D_star_fast")
+SHOWN = (*PARAMETERS, *OTHERS)  # of a published entry, beside its source
 DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7, "K": 0.4, "f_fast": 0.5, "D_star_fast": 0.5}
 # K 0.43 to 1.38 in prostate, kidney, tumours and brain (Tamura 2014, Suo 2014, Pentang 2014, Lätt 2013);
 # D* fast 0.17 to 2.5 mm²/s and half of f in liver and kidney (Riexinger 2019, Chevallier 2019, Wurnig 2018)
@@ -230,16 +231,21 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
         raise InputError(f'{where} names is not a list of words; write names = ["liver"]')
     if not isinstance(published, list) or not all(isinstance(p, dict) and "source" in p for p in published):
         raise InputError(f"{where} published: every entry needs a source")
-    sources = [str(entry["source"]) for entry in published]
-    for key, value in (item for entry in published for item in entry.items()):
+    for key, value in (item for entry in published for item in entry.items() if item[0] in SHOWN):
         number = isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
-        if number if key == "source" else not number and key != "note":
-            kind = "text" if key == "source" else "number"
-            raise InputError(f"{where} published: {key} = {value!r} is not a {kind}; correct it")
-    note = " ".join(str(table.get("note", "")).split())
+        if not number:
+            raise InputError(f"{where} published: {key} = {value!r} is not a number; correct it")
+    published = [entry | {"source": _words_of(entry["source"])} for entry in published]
+    names, note = list(map(_words_of, names)), _words_of(table.get("note", ""))
+    sources = [entry["source"] for entry in published]
     if hidden := [word for word in (name, note, *names, *sources) if not word.isprintable()]:
         raise InputError(f"{where} has the text {hidden[0]!r}; use printable characters")
     return TissuePrior(name, centre, width, spread, tuple(names), tuple(published), note)
+
+
+def _words_of(text: Any) -> str:
+    """Text in one line."""
+    return " ".join(str(text).split())
 
 
 def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> dict[str, float]:

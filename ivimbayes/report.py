@@ -24,7 +24,7 @@ from ivimbayes.figures import unit_of
 from ivimbayes.methods import describe_methods
 from ivimbayes.noise import NOISES
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
-from ivimbayes.priors import TissuePrior
+from ivimbayes.priors import SHOWN, TissuePrior
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.slices import draw_slices, has_numbers
 from ivimbayes.spec import ModelSpec
@@ -272,7 +272,7 @@ def _priors(tree: xr.DataTree) -> list[dict[str, Any]]:
         entry = by_name.setdefault(
             json.dumps(plain, sort_keys=True),
             {"name": prior.name, "note": prior.note, "regions": [], "rows": _prior_rows(prior),
-             "published": [dict(p) for p in prior.published]},
+             "published": [{k: v for k, v in p.items() if k in (*SHOWN, "source")} for p in prior.published]},
         )  # fmt: skip
         entry["regions"].append(roi)
     return list(by_name.values())

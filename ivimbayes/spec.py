@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
+from ivimbayes.images import read_json
 from ivimbayes.modes import Population
 from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors, tissue_prior
@@ -81,7 +82,7 @@ class ModelSpec:
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
         """Inverse of `to_json`."""
-        plain = json.loads(text)
+        plain = read_json(text)
         return cls(**{**plain, "prior": TissuePrior.from_dict(plain["prior"])})
 
 

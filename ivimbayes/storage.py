@@ -143,8 +143,8 @@ def read_tree(path: str | Path) -> xr.DataTree:
 def check_netcdf(path: Path) -> None:
     """Refuse a netCDF file that promises more than it can hold, or points outside of itself.
 
-    Groups one level deep, reached once; no values kept in other files; no more bytes than `RATIO` times
-    the file's (deflate cannot compress more).
+    Groups two levels deep at most, reached once; no values kept in other files; no more bytes than `RATIO`
+    times the file's (deflate cannot compress more).
 
     Raises
     ------

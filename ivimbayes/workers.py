@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.density import callbacks
-from ivimbayes.errors import InputError
+from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.running import connect
 from ivimbayes.sampling import Settings, code_digest, sample_region
 from ivimbayes.spec import ModelSpec
@@ -94,7 +95,16 @@ def open_workers(scheduler: Any = None, workers: int | None = None) -> Iterator[
         with connect(scheduler) as client:
             yield client
         return
-    if count == 1 or any(find_spec(name) is None for name in ("distributed", "cryptography")):
+    with_dask = find_spec("distributed") is not None
+    if with_dask and count > 1 and find_spec("cryptography") is None:
+        warnings.warn(
+            "workers: dask is here without cryptography, so that all is sampled in this process; "
+            "pip install 'ivimbayes[dask]'",
+            InputWarning,
+            stacklevel=4,
+        )
+        with_dask = False
+    if count == 1 or not with_dask:
         yield None
         return
     from distributed import Client, LocalCluster

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,12 +24,23 @@ import ivimbayes.convergence as convergence
 import ivimbayes.folders as folders
 import ivimbayes.sampling as sampling
 import ivimbayes.storage as storage
-from ivimbayes import diagnose, fit, posterior_maps, read_maps, read_scan, read_tree, write_tree
+import ivimbayes.workers as workers
+from ivimbayes import (
+    diagnose,
+    fit,
+    posterior_maps,
+    read_maps,
+    read_scan,
+    read_tree,
+    region_estimates,
+    write_tree,
+)  # fmt: skip
 from ivimbayes.bids_layout import Run
 from ivimbayes.bids_results import open_dataset, write_failure
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fits import read_fit
 from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
+from ivimbayes.labels import read_label_names
 from ivimbayes.priors import read_priors
 from ivimbayes.storage import replacing
 from ivimbayes.stores import ZarrStore, unfinished_store
@@ -63,7 +75,10 @@ def first_results(out: Path) -> None:
     (out / "maps" / "mine.txt").write_text("mine")
 
 
-@pytest.mark.parametrize("step", range(14))
+STEPS = 16  # file operations of putting in place: each is killed, and the run after them is not
+
+
+@pytest.mark.parametrize("step", range(STEPS + 1))
 def test_a_kill_at_any_step_of_putting_in_place(step: int, tmp_path: Path, monkeypatch: Any) -> None:
     """Before the one rename that counts the old results stand; after it the next run completes the new ones."""
     out = tmp_path / "out"
@@ -89,8 +104,11 @@ def test_a_kill_at_any_step_of_putting_in_place(step: int, tmp_path: Path, monke
         for name in ("rename", "replace", "unlink"):
             patch.setattr(Path, name, killing(getattr(Path, name)))
         patch.setattr(shutil, "rmtree", killing(shutil.rmtree))
+        killed = True
         with suppress(Killed):
             folder.finish(REPLACED)
+            killed = False
+    assert killed == (step < STEPS)
     assert folder.lock is not None
     os.close(folder.lock)  # as the system does for a process that is gone
     began = (out / READY).exists() or (out / "summary.tsv").read_text() == "new"
@@ -108,12 +126,6 @@ def test_a_kill_at_any_step_of_putting_in_place(step: int, tmp_path: Path, monke
         return
     wanted = ("posterior.nc", "summary.tsv", "maps/f_mean.json", "phantom/dwi.bval")
     assert found == {"maps/mine.txt": "mine", **dict.fromkeys(wanted, "new")}
-
-
-def test_steps_of_putting_in_place_are_all_killed() -> None:
-    """The last step above lies behind the end."""
-    out = Path("never")
-    assert not out.exists() and len(REPLACED) + 4 < 14
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, refused: Refused) -> None:
@@ -236,7 +248,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(bytes(raw))
 
 
-@pytest.mark.parametrize("what", ["chunk", "cut", "marks", "metadata", "dtype"])
+@pytest.mark.parametrize("what", ["chunk", "cut", "lost", "marks", "metadata", "dtype", "none"])
 def test_a_damaged_store_is_computed_again(
     what: str, phantom_scan: tuple[xr.Dataset, xr.Dataset], short_fit: xr.DataTree, tmp_path: Path
 ) -> None:
@@ -250,6 +262,10 @@ def test_a_damaged_store_is_computed_again(
         damaged(chunk)
     elif what == "cut":
         chunk.write_bytes(b"")
+    elif what == "lost":
+        chunk.unlink()
+    elif what == "none":
+        (store / "D_sd" / "zarr.json").unlink()
     elif what == "marks":
         damaged(next(p for p in (store / "blocks_done" / "c").rglob("*") if p.is_file()))
     else:
@@ -447,10 +463,79 @@ def test_tables_are_not_cut(tmp_path: Path, refused: Refused) -> None:
     assert read_table(path, "").to_dict("list") == {"a": [1], "b": [2]}
 
 
-def test_published_numbers_are_numbers(tmp_path: Path, refused: Refused) -> None:
-    text = '[x]\ncentre = {f = 0.2, D = 1e-3, D_star = 2e-2}\nwidth = {f = 1.0, D = 0.4, D_star = 1.0}\npublished = [{source = "s", year = "2010"}]\n'
+def test_names_of_labels_are_not_cut(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "rois.tsv"
+    path.write_text("index\tname\n1\tliver\textra\n")
+    refused(lambda: read_label_names(path, np.array([1]), path), "line 2", "more fields")
+
+
+def test_other_entries_of_a_published_value_are_let_be(tmp_path: Path) -> None:
+    text = """[x]
+names = ["a\u00a0b"]
+note = '''two
+lines'''
+centre = {f = 0.2, D = 1e-3, D_star = 2e-2}
+width = {f = 1.0, D = 0.4, D_star = 1.0}
+published = [{source = "A et al.\u00a02010", f = 0.2, doi = "10.1/2", b = [0, 800], year = "2010"}]
+"""
     (tmp_path / "p.toml").write_text(text)
-    refused(lambda: read_priors(tmp_path / "p.toml"), "year", "is not a number")
+    prior = read_priors(tmp_path / "p.toml")["x"]
+    assert (prior.note, prior.names) == ("two lines", ("a b",))
+    assert prior.published[0]["source"] == "A et al. 2010"
+
+
+def test_texts_nested_deeply_are_refused(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
+    path = stored(short_fit, tmp_path / "posterior.nc", spec="[" * 50_000)
+    (tmp_path / "summary.tsv").write_text("roi\tverdict\nliver\tconverged\n")
+    refused(lambda: read_fit(path), "nested too deeply")
+    refused(lambda: region_estimates([path]), "nested too deeply")
+
+
+def test_a_user_file_in_the_way_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "phantom").write_text("mine")
+    with OutFolder(tmp_path, True, CHECKPOINT) as folder:
+        results(folder, "new")
+        folder.finish(REPLACED)
+    assert (tmp_path / "phantom" / "dwi.bval").read_text() == "new"
+
+
+def test_a_folder_that_is_refused_is_left_as_it_was(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / ".part-1-other.nc").touch()
+    (tmp_path / "mine.txt").touch()
+    refused(lambda: OutFolder(tmp_path, False).__enter__(), "not empty")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".part-1-other.nc", "mine.txt"]
+
+
+def test_workers_of_this_machine_talk_in_private(monkeypatch: Any) -> None:
+    pytest.importorskip("distributed")
+    pytest.importorskip("cryptography")
+    with workers.open_workers(workers=2) as client:
+        assert client.scheduler.address.startswith("tls://")
+    monkeypatch.setattr(workers, "find_spec", lambda name: None if name == "cryptography" else name)
+    with pytest.warns(InputWarning, match="cryptography"), workers.open_workers(workers=2) as client:
+        assert client is None
+
+
+def test_published_numbers_are_numbers(tmp_path: Path, refused: Refused) -> None:
+    text = '[x]\ncentre = {f = 0.2, D = 1e-3, D_star = 2e-2}\nwidth = {f = 1.0, D = 0.4, D_star = 1.0}\npublished = [{source = "s", D_star = "2010"}]\n'
+    (tmp_path / "p.toml").write_text(text)
+    refused(lambda: read_priors(tmp_path / "p.toml"), "D_star", "is not a number")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_fit(number: int, case: Case) -> None:
+    """With status 130, one line and no result; a fit of this length would take minutes."""
+    words = ["fit", case.dwi, "--rois", case.rois, "--out", case.out, "--draws", 400_000, "--quiet"]
+    command = [sys.executable, "-m", "ivimbayes", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, ""), err
+    assert err.count("\n") == 1 and "interrupted; the same command continues" in err
+    assert not case.out.exists() or {p.name for p in case.out.iterdir()} == {CHECKPOINT}
 
 
 @pytest.mark.slow

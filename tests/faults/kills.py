@@ -76,7 +76,11 @@ def content(path: Path, root: Path) -> str:
              if variable.dtype.kind in "OUT" else variable.values.tobytes()).hexdigest())
             for node in tree.subtree for name, variable in sorted(node.variables.items())
         ]  # fmt: skip
-        data = repr((parts, sorted(tree.attrs.items()))).encode()
+        attrs = [
+            (node.path, sorted(map(str, node.attrs.items())), {k: sorted(map(str, v.attrs.items())) for k, v in node.variables.items()})
+            for node in tree.subtree
+        ]  # fmt: skip
+        data = repr((parts, attrs)).encode()
     if path.suffix in (".html", ".json", ".md"):
         data = data.replace(str(root).encode(), b"OUT").replace(root.name.encode(), b"OUT")
     return hashlib.sha256(data).hexdigest()
