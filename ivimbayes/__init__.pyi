@@ -28,6 +28,7 @@ from .design import precision_by_budget as precision_by_budget
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .estimates import region_estimates as region_estimates
+from .interruption import FitInterrupted as FitInterrupted
 from .joint import fit_joint as fit_joint
 from .least_squares import fit_full as fit_full
 from .least_squares import fit_segmented as fit_segmented
@@ -54,7 +55,6 @@ from .relaxation import correct_fraction as correct_fraction
 from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction
 from .report import write_report as write_report
-from .sampling import FitInterrupted as FitInterrupted
 from .sampling import fit as fit
 from .scans import read_scan as read_scan
 from .sensitivity import prior_sensitivity as prior_sensitivity

@@ -23,6 +23,14 @@ from ivimbayes.collect import collect_region, join_regions
 from ivimbayes.convergence import measure_chains
 from ivimbayes.density import callbacks, coordinates, pack_region
 from ivimbayes.errors import InputError
+from ivimbayes.interruption import (
+    LEAST,
+    FitInterrupted,
+    Interrupted,
+    cut_chains,
+    cut_regions,
+    mark_interrupted,
+)
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
@@ -37,7 +45,7 @@ DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
-LEAST, INTERRUPTED = 50, "interrupted.nc"  # draws of a chain, and the file of an interrupted fit
+INTERRUPTED = "interrupted.nc"
 STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
     "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
     "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
@@ -62,31 +70,6 @@ class Settings:
                 raise InputError(f"{name} {getattr(self, name)}; give {least} or more")
         if not 0.5 <= self.target_accept < 1:
             raise InputError(f"target_accept {self.target_accept:g}; give a number from 0.5 to below 1")
-
-
-class FitInterrupted(KeyboardInterrupt):
-    """A fit that was interrupted.
-
-    Attributes
-    ----------
-    tree : DataTree or None
-        As `fit` gives it, of the regions of which two chains or more have 50 draws or more; all are cut to
-        the fewest chains and draws. `diagnose` finds them ``doubtful`` and says how many draws there were.
-    kept : str
-        Where it was stored; empty where there was no checkpoint.
-    """
-
-    def __init__(self, tree: xr.DataTree | None, kept: str = ""):
-        super().__init__("fit interrupted")
-        self.tree, self.kept = tree, kept
-
-
-class Interrupted(KeyboardInterrupt):
-    """What the regions had drawn until then: tree and draws of each."""
-
-    def __init__(self, regions: dict[str, xr.DataTree]):
-        super().__init__("interrupted")
-        self.regions = regions
 
 
 @dataclass(frozen=True)
@@ -423,42 +406,24 @@ def _unfinished(
     for task in tasks:
         for attempt in (1, 2):
             thin = 1 if attempt == 1 else retry_factor(task, settings)
-            chains = [
-                chain
-                for _, chain in sorted(parts.get((task.name, attempt), {}).items(), key=lambda item: item[0])
-                if chain["sample_stats"].sizes["draw"] >= LEAST * thin
-            ]
-            if len(chains) < 2:
-                continue
-            draws = min(chain["sample_stats"].sizes["draw"] for chain in chains) // thin
-            cut = [chain.isel(draw=slice(0, draws * thin)) for chain in chains]
-            tree = collect_region(task.voxels, task.spec, task.scale, task.block, cut, settings.seed, draws)
-            tree.attrs |= {"attempts": attempt}
-            regions[task.name] = tree
+            chains, draws = cut_chains(parts.get((task.name, attempt), {}), thin)
+            if chains:
+                tree = collect_region(
+                    task.voxels, task.spec, task.scale, task.block, chains, settings.seed, draws
+                )
+                tree.attrs |= {"attempts": attempt}
+                regions[task.name] = tree
     return {task.name: regions[task.name] for task in tasks if task.name in regions}
 
 
 def _interruption(
     regions: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan, checkpoint: str | Path | None
 ) -> FitInterrupted:
-    """Join the draws of an interrupted fit, cut to the fewest, mark them and store them."""
+    """Join the draws of an interrupted fit, mark them and store them."""
     if not regions:
         return FitInterrupted(None)
-    drawn = {name: tree["posterior"].sizes["draw"] for name, tree in regions.items()}
-    fewest = min(tree["posterior"].sizes["chain"] for tree in regions.values())
-    predictive = min(tree["posterior_predictive"].sizes["draw"] for tree in regions.values())
-    cut = {}
-    for name, tree in regions.items():
-        groups = {str(group): node.to_dataset() for group, node in tree.children.items()}
-        for group, data in groups.items():
-            if "draw" in data.dims and not group.startswith("prior"):
-                size = predictive if group == "posterior_predictive" else min(drawn.values())
-                groups[group] = data.isel(chain=slice(0, fewest), draw=slice(0, size))
-        cut[name] = xr.DataTree.from_dict(groups)
-        cut[name].attrs |= tree.attrs
-    tree = finish_fit(cut, scan, plan)
-    drawn_of = xr.Dataset({"interrupted": ("roi", [drawn[name] for name in cut])})
-    tree["constant_data"] = xr.DataTree(tree["constant_data"].to_dataset().merge(drawn_of))
+    tree = finish_fit(cut_regions(regions), scan, plan)
+    mark_interrupted(tree, {name: part["posterior"].sizes["draw"] for name, part in regions.items()})
     if checkpoint is None:
         return FitInterrupted(tree)
     path = Path(checkpoint) / INTERRUPTED

@@ -39,7 +39,7 @@ FLOORS = (
     },
     {"spec", "kernel_passes", "datasets", "curve_modes", "design", "study"},
     {"model", "density", "second", "kernel", "curve_kernel", "fits"},
-    {"collect", "convergence", "prior_check", "curves"},
+    {"collect", "convergence", "prior_check", "curves", "interruption"},
     {"sampling"},
     {"summary", "calibration"},
     {

@@ -40,6 +40,7 @@ from ivimbayes.bids_results import open_dataset, write_failure
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fits import read_fit
 from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
+from ivimbayes.interruption import FitInterrupted
 from ivimbayes.labels import read_label_names
 from ivimbayes.priors import read_priors
 from ivimbayes.storage import replacing
@@ -297,7 +298,7 @@ def test_draws_of_an_interrupted_fit(
     with monkeypatch.context() as patch:
         patch.setattr(sampling.Running, "run", stopped_early)
         patch.setattr(sampling, "as_completed", interrupt)
-        with pytest.raises(sampling.FitInterrupted) as stop:
+        with pytest.raises(FitInterrupted) as stop:
             fit(scan, seed=8, checkpoint=tmp_path / "kept", cores=6, **SHORT)
     kept = read_tree(stop.value.kept)
     assert stop.value.tree is not None and kept.identical(read_tree(tmp_path / "kept" / "interrupted.nc"))
@@ -319,7 +320,7 @@ def test_an_interrupted_fit_without_draws(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sampling, "as_completed", interrupt)
-    with pytest.raises(sampling.FitInterrupted) as stop:
+    with pytest.raises(FitInterrupted) as stop:
         fit(phantom_scan[0].isel(z=[0]), cores=1, **SHORT | {"draws": 5000})
     assert stop.value.tree is None and stop.value.kept == ""
 
