@@ -540,7 +540,7 @@ def test_a_signal_ends_a_fit(number: int, case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kills"), [("fit", 2), ("map", 2), ("bids", 2)])
+@pytest.mark.parametrize(("name", "kills"), [("fit", 2), ("map", 10), ("bids", 2)])
 def test_killed_runs_end_as_undisturbed_ones(
     name: str, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
