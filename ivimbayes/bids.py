@@ -36,7 +36,18 @@ from ivimbayes.errors import InputError, printable
 from ivimbayes.priors import TissuePrior, read_priors
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
-from ivimbayes.sampling import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Settings, finish_fit, plan_fit
+from ivimbayes.regions import Region
+from ivimbayes.sampling import (
+    CHAINS,
+    DRAWS,
+    JOINED,
+    TARGET_ACCEPT,
+    TUNE,
+    Plan,
+    Settings,
+    finish_file,
+    plan_fit,
+)  # fmt: skip
 from ivimbayes.scans import file_digest, read_scan, roi_names
 from ivimbayes.spec import ModelSpec
 from ivimbayes.tables import read_table
@@ -77,7 +88,7 @@ class _Open:
     run: Run
     scan: xr.Dataset
     plan: Plan
-    results: dict[str, xr.DataTree] = field(default_factory=dict)
+    results: dict[str, Region] = field(default_factory=dict)
 
 
 def run_participant(
@@ -426,18 +437,19 @@ def _take(
     """Take a region's result; write the run if it was the last."""
     if isinstance(result, Exception):
         raise _of_region(job.name, result)
-    opened.results[job.name] = result
+    opened.results[job.name] = Region(None, job.file(out / KEPT))
     if len(opened.results) < len(opened.plan.chosen):
         return None
     run, scan = opened.run, opened.scan
-    tree = finish_fit(opened.results, scan, opened.plan)
+    read = json.loads(scan.attrs["inputs"])
+    key = options.key({role: read[role]["sha256"] for role in run.inputs})
+    joined = job.file(out / KEPT).with_name(JOINED)
+    tree = finish_file(opened.results, scan, opened.plan, joined, bids_key=key)
     note = why_not_mapped(tree) if options.maps else "not asked for"
     maps = None
     if not note:
         maps = posterior_maps(scan, tree, seed=options.settings.seed, progress=False)
-    read = json.loads(scan.attrs["inputs"])
-    key = options.key({role: read[role]["sha256"] for role in run.inputs})
-    table = write_run(out, root, run, tree, maps, key, note)
+    table = write_run(out, root, run, tree, joined, maps, key, note)
     write_index(out, f"sub-{run.entities['sub']}")
     return table
 

@@ -20,7 +20,7 @@ from ivimbayes.maps import write_maps
 from ivimbayes.report import render_report
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import replacing, write_tree
+from ivimbayes.storage import replacing
 from ivimbayes.summary import VERDICTS, diagnose, summarize
 from ivimbayes.tables import read_table
 
@@ -144,7 +144,14 @@ def read_key(out: Path, run: Run, signal: str) -> str | None:
 
 
 def write_run(
-    out: Path, bids_dir: Path, run: Run, tree: xr.DataTree, maps: xr.Dataset | None, key: str, note: str = ""
+    out: Path,
+    bids_dir: Path,
+    run: Run,
+    tree: xr.DataTree,
+    joined: Path,
+    maps: xr.Dataset | None,
+    key: str,
+    note: str = "",
 ) -> pd.DataFrame:
     """Write the results of a run, the table last: where it is, all are.
 
@@ -155,7 +162,9 @@ def write_run(
     run : Run
         What was fitted.
     tree : DataTree
-        From `fit`.
+        From `fit`; it is closed.
+    joined : path
+        Its file, which is moved.
     maps : Dataset or None
         From `posterior_maps`.
     key : str
@@ -181,13 +190,13 @@ def write_run(
     diagnoses = diagnose(tree)
     table = summarize(tree, diagnoses)
     shared = _shared(run, bids_dir, spec, tree)
-    tree.attrs["bids_key"] = key
-    write_tree(tree, result_file(out, run, spec.signal, "posterior.nc"))
+    text = render_report(tree, table, diagnoses, maps=maps, title=run.stem)
+    tree.close()
+    joined.replace(result_file(out, run, spec.signal, "posterior.nc"))
     written = {result_file(out, run, spec.signal, end) for end in ("posterior.nc", "report.html")}
     if maps is not None:
         written |= _write_maps(out, run, spec.signal, maps, shared)
     with replacing(result_file(out, run, spec.signal, "report.html")) as path:
-        text = render_report(tree, table, diagnoses, maps=maps, title=run.stem)
         path.write_text(text, encoding="utf-8")
     about: Sidecar = {name: {"Description": text} for name, text in COLUMNS.items()}
     about["verdict"]["Levels"] = {name: name for name in VERDICTS}

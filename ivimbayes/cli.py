@@ -162,7 +162,7 @@ def fit_command(
         real_valued=real_valued,
     )  # fmt: skip
     with OutFolder(out, overwrite, CHECKPOINT) as folder:
-        tree = fit(scan, spec, checkpoint=folder.unfinished, **options)
+        tree = fit(scan, spec, checkpoint=folder.unfinished, load=False, **options)
         made = map_regions(scan, tree, seed, cores, quiet) if maps else None
         verdicts = write_results(tree, folder, made)
     _finish(out, verdicts)
@@ -251,7 +251,7 @@ def demo(
         scan = read_scan(dwi, rois=labels)
         tree = fit(
             scan, draws=draws, tune=tune, chains=chains, seed=seed,
-            retry=retry, cores=cores, progress=not quiet, checkpoint=folder.unfinished,
+            retry=retry, cores=cores, progress=not quiet, checkpoint=folder.unfinished, load=False,
         )  # fmt: skip
         made = map_regions(scan, tree, seed, cores, quiet) if maps else None
         verdicts = write_results(tree, folder, made, truth)

@@ -9,20 +9,22 @@ from ivimbayes.images import one_line, read_json
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import read_tree
+from ivimbayes.storage import open_tree, read_tree
 
 GROUPS = ("posterior", "sample_stats", "constant_data", "observed_data")
+LARGE = 1 << 28  # bytes of a file; the draws of a larger one are read as they are used
 
 
 def read_fit(path: str | Path) -> xr.DataTree:
-    """Read the posterior.nc of a fit.
+    """Read the posterior.nc of a fit; the draws of a large one stay in the file.
 
     Raises
     ------
     InputError
         If the file is missing, damaged, no fit, or one that this version does not understand.
     """
-    tree = read_tree(path)
+    path = Path(path)
+    tree = open_tree(path) if path.is_file() and path.stat().st_size > LARGE else read_tree(path)
     try:
         if missing := [name for name in GROUPS if name not in tree.children]:
             raise KeyError(f"no group {missing[0]}")

@@ -257,10 +257,9 @@ def map_regions(
 def write_results(
     tree: "xr.DataTree", out: OutFolder, made: "xr.Dataset | None", truth: "xr.Dataset | None" = None
 ) -> list[str]:
-    """Write the results, print them, and return the verdicts."""
+    """Put the results of a fit, whose draws lie in the unfinished work, in place; the verdicts."""
     from ivimbayes.maps import describe_maps, map_files, write_maps
     from ivimbayes.report import render_report
-    from ivimbayes.storage import write_tree
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
 
@@ -270,13 +269,14 @@ def write_results(
     tables: dict[str, pd.DataFrame] = {"summary.tsv": table}
     if truth is not None:
         tables["truth.tsv"] = compare_truth(table, truth)
-    write_tree(tree, new / "posterior.nc")
     for name, frame in tables.items():
         frame.to_csv(new / name, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
     text = render_report(tree, table, diagnoses, maps=made, truth=truth)
     (new / "report.html").write_text(text, encoding="utf-8")
     if made is not None:
         write_maps(made, new / MAPS)
+    tree.close()
+    (out.unfinished / RESULTS[0]).replace(new / RESULTS[0])
     shutil.rmtree(out.path / MAPS / READY, ignore_errors=True)  # maps of the fit that is replaced
     out.finish({*RESULTS, *(f"{MAPS}/{name}" for name in map_files())})
     if made is None and (out.path / MAPS).is_dir():  # of an earlier fit, now empty

@@ -1,8 +1,11 @@
 """A fit that is interrupted: the draws until then, cut to one length and marked."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import xarray as xr
+
+from ivimbayes.regions import Region
 
 LEAST = 50  # draws of a chain that are of use
 
@@ -27,7 +30,7 @@ class FitInterrupted(KeyboardInterrupt):
 class Interrupted(KeyboardInterrupt):
     """Sampling that was interrupted, with the tree of each region that has draws."""
 
-    def __init__(self, regions: dict[str, xr.DataTree]):
+    def __init__(self, regions: dict[str, Region]):
         super().__init__("interrupted")
         self.regions = regions
 
@@ -48,25 +51,36 @@ def cut_chains(chains: Mapping[int, xr.DataTree], thin: int) -> tuple[list[xr.Da
     return [chain.isel(draw=slice(0, draws * thin)) for chain in long], draws
 
 
-def cut_regions(regions: Mapping[str, xr.DataTree]) -> dict[str, xr.DataTree]:
-    """Trees of regions, cut to the fewest chains and draws of any."""
-    chains = min(tree["posterior"].sizes["chain"] for tree in regions.values())
-    draws = min(tree["posterior"].sizes["draw"] for tree in regions.values())
-    predictive = min(tree["posterior_predictive"].sizes["draw"] for tree in regions.values())
-    cut = {}
-    for name, tree in regions.items():
+@dataclass(frozen=True)
+class Cut(Region):
+    """A region of an interrupted fit, cut to some chains and draws and marked with the draws it had."""
+
+    chains: int = 0
+    draws: int = 0
+    predictive: int = 0
+
+    def read(self) -> xr.DataTree:
+        """Give the tree of the region, cut."""
+        tree = super().read()
+        had = tree["posterior"].sizes["draw"]
         groups = {str(group): node.to_dataset() for group, node in tree.children.items()}
         for group, data in groups.items():
             if "draw" in data.dims and not group.startswith("prior"):
-                size = predictive if group == "posterior_predictive" else draws
-                groups[group] = data.isel(chain=slice(0, chains), draw=slice(0, size))
-        cut[name] = xr.DataTree.from_dict(groups)
-        cut[name].attrs |= tree.attrs
-    return cut
+                size = self.predictive if group == "posterior_predictive" else self.draws
+                groups[group] = data.isel(chain=slice(0, self.chains), draw=slice(0, size))
+        groups["constant_data"]["interrupted"] = ("roi", [had])
+        cut = xr.DataTree.from_dict(groups)
+        cut.attrs |= tree.attrs
+        return cut
 
 
-def mark_interrupted(tree: xr.DataTree, drawn: Mapping[str, int]) -> None:
-    """Note in a tree how many draws each region had."""
-    constant = tree["constant_data"].to_dataset()
-    noted = xr.Dataset({"interrupted": ("roi", [drawn[name] for name in constant["roi"].values.tolist()])})
-    tree["constant_data"] = xr.DataTree(constant.merge(noted))
+def cut_regions(regions: Mapping[str, Region]) -> dict[str, Cut]:
+    """Cut regions to the fewest chains and draws of any."""
+    sizes = [_sizes(region.read()) for region in regions.values()]
+    fewest = [min(column) for column in zip(*sizes, strict=True)]
+    return {name: Cut(region.tree, region.path, *fewest) for name, region in regions.items()}
+
+
+def _sizes(tree: xr.DataTree) -> tuple[int, int, int]:
+    posterior, predictive = tree["posterior"].sizes, tree["posterior_predictive"].sizes
+    return posterior["chain"], posterior["draw"], predictive["draw"]

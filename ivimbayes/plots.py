@@ -28,6 +28,7 @@ from ivimbayes.figures import (
     regions_of,
     signal_of,
 )
+from ivimbayes.regions import voxels_of
 from ivimbayes.signals import PARAMETERS
 from ivimbayes.summary import HDI, NORMAL_SD
 
@@ -252,7 +253,8 @@ def plot_spread(tree: xr.DataTree, axes: Any = None) -> Any:
 
 def _voxel_draws(tree: xr.DataTree, name: str, roi: str) -> xr.DataArray:
     """Take some draws of a region's voxels, in the units shown."""
-    values = tree["posterior"][name].isel(voxel=inside(tree, roi))
+    posterior = tree["posterior"].to_dataset()
+    values = posterior[name].isel(voxel=voxels_of(posterior, roi)).compute()
     size = values.sizes["draw"]
     kept = np.linspace(0, size - 1, min(size, VOXEL_DRAWS)).astype(int)
     return PARAMETERS[name].display_scale * values.isel(draw=kept).astype(float)

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+FEW = 20  # regions that have bars at a time
+
 
 def _console() -> Console:
     """Give the console of a terminal or a notebook; rich draws in notebooks by ipywidgets."""
@@ -26,7 +28,10 @@ def _console() -> Console:
 
 
 class FitProgress:
-    """Bars that count draws, over all chains of a region; one line in a log file when a region is done."""
+    """Bars that count draws, over all chains of a region; in a log file, lines when all are done.
+
+    Of more regions than `FEW`, a bar counts them, and those at work have one of their own.
+    """
 
     def __init__(self, regions: list[str], total: int, show: bool):
         self.progress = Progress(
@@ -38,8 +43,11 @@ class FitProgress:
             console=_console(),
             disable=not show,
         )
+        many = len(regions) > FEW
+        self.all = self.progress.add_task("regions", total=len(regions), stage="") if many else None
         self.ids = {
-            name: self.progress.add_task(name, total=total, stage="waiting", start=False) for name in regions
+            name: self.progress.add_task(name, total=total, stage="waiting", start=False, visible=not many)
+            for name in regions
         }
         self.finished: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in regions}
 
@@ -55,20 +63,24 @@ class FitProgress:
     def stage(self, region: str, stage: str) -> None:
         """Say what is being done for a region."""
         self.progress.update(self.ids[region], stage=stage)
+        if self.all is not None:
+            self.progress.update(self.all, stage=f"{region}: {stage}")
 
     def begin(self, region: str, total: int) -> None:
         """Start the bar of a region from zero."""
         self.finished[region] = {}
         self.progress.start_task(self.ids[region])
-        self.progress.update(self.ids[region], total=total, completed=0)
+        self.progress.update(self.ids[region], total=total, completed=0, visible=True)
 
     def done(self, region: str, stage: str = "done") -> None:
         """Fill the bar of a region and stop its clock."""
         task = self.ids[region]
         self.progress.start_task(task)
         total = self.progress.tasks[task].total
-        self.progress.update(task, completed=total, stage=stage)
+        self.progress.update(task, completed=total, stage=stage, visible=self.all is None)
         self.progress.stop_task(task)
+        if self.all is not None:
+            self.progress.update(self.all, advance=1, stage="")
 
     def callback(self, region: str, chain: int) -> Callable[[Any], None]:
         """Make the function that a sampler calls with the progress of its one chain."""

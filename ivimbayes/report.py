@@ -25,6 +25,7 @@ from ivimbayes.methods import describe_methods
 from ivimbayes.noise import NOISES
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
 from ivimbayes.priors import SHOWN, TissuePrior
+from ivimbayes.regions import region_tree
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.slices import draw_slices, has_numbers
 from ivimbayes.spec import ModelSpec
@@ -182,7 +183,7 @@ def _region(
             }
             for row in rows.to_dict("records")
         ],
-        "figures": _figures(tree, roi, tuple(rows["parameter"])) if figures else [],
+        "figures": _figures(region_tree(tree, roi), roi, tuple(rows["parameter"])) if figures else [],
     }
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -23,29 +24,24 @@ from ivimbayes.collect import collect_region, join_regions
 from ivimbayes.convergence import measure_chains
 from ivimbayes.density import callbacks, coordinates, pack_region
 from ivimbayes.errors import InputError
-from ivimbayes.interruption import (
-    LEAST,
-    FitInterrupted,
-    Interrupted,
-    cut_chains,
-    cut_regions,
-    mark_interrupted,
-)
+from ivimbayes.interruption import LEAST, FitInterrupted, Interrupted, cut_chains, cut_regions
+from ivimbayes.joined import write_regions
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol import require_protocol
+from ivimbayes.regions import Region
 from ivimbayes.second import Second, find_second
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
-from ivimbayes.storage import read_tree, write_tree
+from ivimbayes.storage import open_tree, read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
 RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
 MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
 POLL_SECONDS = 0.2
-INTERRUPTED = "interrupted.nc"
+JOINED, INTERRUPTED = "posterior.nc", "interrupted.nc"
 STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
     "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
     "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
@@ -118,6 +114,7 @@ def fit(
     cores: int | None = None,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    load: bool = True,
 ) -> xr.DataTree:
     """Sample the posterior of every region of a scan.
 
@@ -148,6 +145,9 @@ def fit(
         Show a bar for each region.
     checkpoint : path, optional
         Folder in which finished regions are kept; a later call with the same input continues from there.
+    load : bool
+        Give the draws in memory. If not, which needs a checkpoint, they stay in ``posterior.nc`` there, and
+        are read as they are used: then the memory does not grow with the number of regions.
 
     Returns
     -------
@@ -171,6 +171,8 @@ def fit(
     cores = os.cpu_count() or 1 if cores is None else cores
     if cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
+    if not load and checkpoint is None:
+        raise InputError("load False: the draws stay in the folder checkpoint; give one")
     plan = plan_fit(
         scan, spec, settings, tissue=tissue, priors=priors, voxels_per_roi=voxels_per_roi,
         downsample=downsample, level=level,
@@ -179,10 +181,13 @@ def fit(
     with FitProgress(list(plan.chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
         tasks = _prepare(plan.chosen, spec, plan.priors, bars)
         try:
-            results = _sample_all(tasks, settings, cores, bars, checkpoint)
+            results = _sample_all(tasks, settings, cores, bars, checkpoint, load)
         except Interrupted as stop:
             raise _interruption(stop.regions, scan, plan, checkpoint) from None
-    return finish_fit(results, scan, plan)
+    if load:
+        return finish_fit({name: region.read() for name, region in results.items()}, scan, plan)
+    assert checkpoint is not None
+    return finish_file(results, scan, plan, Path(checkpoint) / JOINED)
 
 
 def plan_fit(
@@ -233,13 +238,28 @@ def sample_region(
     """
     with FitProgress([name], settings.chains * (settings.draws + settings.tune), False) as bars:
         task = prepare_region(name, voxels, spec, signal_scale(voxels["signal"].values))
-        return _sample_all([task], settings, cores, bars, None)[name]
+        return _sample_all([task], settings, cores, bars, None, True)[name].read()
 
 
 def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan) -> xr.DataTree:
     """Join the regions of a plan, in its order, and say in attributes how they were made."""
     tree = join_regions({name: results[name] for name in plan.chosen if name in results}, scan)
-    tree.attrs |= {
+    tree.attrs |= describe_fit(scan, plan)
+    return tree
+
+
+def finish_file(
+    results: Mapping[str, Region], scan: xr.Dataset, plan: Plan, path: Path, **attrs: str
+) -> xr.DataTree:
+    """Join the regions of a plan like `finish_fit`, but in a file, which is then open."""
+    trees = (results[name].read() for name in plan.chosen if name in results)
+    write_regions(trees, path, scan["affine"].values, describe_fit(scan, plan) | attrs)
+    return open_tree(path)
+
+
+def describe_fit(scan: xr.Dataset, plan: Plan) -> dict[str, Any]:
+    """Attributes of a fit: what was fitted, and how."""
+    return {
         "spec": plan.spec.to_json(),
         "priors": json.dumps({name: prior.to_dict() for name, prior in plan.priors.items()}),
         "settings": json.dumps(dataclasses.asdict(plan.settings)),
@@ -251,7 +271,6 @@ def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan)
         "real_valued": int(scan.attrs.get("real_valued", 0)),
         "seed": plan.settings.seed,
     }
-    return tree
 
 
 def _prepare(
@@ -336,9 +355,14 @@ def _sample_all(
     cores: int,
     bars: FitProgress,
     checkpoint: str | Path | None,
-) -> dict[str, xr.DataTree]:
-    """Sample every chain of every region, `cores` at a time; collect a region when its chains are done."""
-    results: dict[str, xr.DataTree] = {}
+    load: bool,
+) -> dict[str, Region]:
+    """Sample every chain of every region, `cores` at a time; collect a region when its chains are done.
+
+    Regions are begun when there is little left to do for the cores. Those kept on the disk are read again
+    later, unless they are to be loaded.
+    """
+    results: dict[str, Region] = {}
     running = Running()
     pool = ThreadPoolExecutor(cores)
     try:
@@ -347,14 +371,18 @@ def _sample_all(
         keys = {task.name: _key(task, settings) for task in tasks}
         bars.stage(tasks[0].name, "compiling, once on a machine")
         callbacks()
+        waiting = deque[RegionTask]()
         for task in tasks:
-            if (kept := _kept(checkpoint, task, keys[task.name])) is not None:
+            if (kept := _kept(checkpoint, task, keys[task.name], load)) is not None:
                 results[task.name] = kept
                 bars.done(task.name, "kept from before")
-                continue
-            bars.stage(task.name, "preparing")
-            _submit(task, settings, 1, pool, running, bars, pending)
-        while pending:
+            else:
+                waiting.append(task)
+        while pending or waiting:
+            while waiting and len(pending) <= cores:
+                task = waiting.popleft()
+                bars.stage(task.name, "preparing")
+                _submit(task, settings, 1, pool, running, bars, pending)
             future = next(as_completed(pending))
             task, chain, attempt = pending.pop(future)
             chains = parts.setdefault((task.name, attempt), {})
@@ -373,11 +401,13 @@ def _sample_all(
                 _submit(task, settings, 2, pool, running, bars, pending)
                 continue
             tree.attrs |= {"attempts": attempt, "key": keys[task.name]}
+            path = None
             if checkpoint is not None:
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
-                write_tree(tree, _checkpoint_file(checkpoint, task))
-            results[task.name] = tree
-            del parts[task.name, attempt], chains, drawn  # only now: an interruption finds them
+                path = _checkpoint_file(checkpoint, task)
+                write_tree(tree, path)
+            results[task.name] = Region(tree if load else None, path)
+            del parts[task.name, attempt], chains, drawn, tree  # only now: an interruption finds them
             bars.done(task.name)
     except KeyboardInterrupt:
         bars.stage(tasks[0].name, "stopping")
@@ -398,9 +428,9 @@ def _sample_all(
 def _unfinished(
     tasks: list[RegionTask],
     parts: Mapping[tuple[str, int], Mapping[int, xr.DataTree]],
-    results: dict[str, xr.DataTree],
+    results: dict[str, Region],
     settings: Settings,
-) -> dict[str, xr.DataTree]:
+) -> dict[str, Region]:
     """Finished regions, and those of which two chains or more have draws, up to the shortest."""
     regions = dict(results)
     for task in tasks:
@@ -412,23 +442,25 @@ def _unfinished(
                     task.voxels, task.spec, task.scale, task.block, chains, settings.seed, draws
                 )
                 tree.attrs |= {"attempts": attempt}
-                regions[task.name] = tree
+                regions[task.name] = Region(tree)
     return {task.name: regions[task.name] for task in tasks if task.name in regions}
 
 
 def _interruption(
-    regions: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan, checkpoint: str | Path | None
+    regions: Mapping[str, Region], scan: xr.Dataset, plan: Plan, checkpoint: str | Path | None
 ) -> FitInterrupted:
     """Join the draws of an interrupted fit, mark them and store them."""
     if not regions:
         return FitInterrupted(None)
-    tree = finish_fit(cut_regions(regions), scan, plan)
-    mark_interrupted(tree, {name: part["posterior"].sizes["draw"] for name, part in regions.items()})
+    cut = cut_regions(regions)
     if checkpoint is None:
-        return FitInterrupted(tree)
+        return FitInterrupted(finish_fit({name: region.read() for name, region in cut.items()}, scan, plan))
     path = Path(checkpoint) / INTERRUPTED
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tree(tree, path)
+    tree = finish_file(cut, scan, plan, path)
+    if all(region.tree is not None for region in regions.values()):
+        tree.close()
+        tree = read_tree(path)
     return FitInterrupted(tree, str(path))
 
 
@@ -555,12 +587,12 @@ def _checkpoint_file(checkpoint: str | Path, task: RegionTask) -> Path:
     return Path(checkpoint) / f"region-{task.voxels.attrs['label']}.nc"
 
 
-def _kept(checkpoint: str | Path | None, task: RegionTask, key: str) -> xr.DataTree | None:
-    """Read the result of an earlier run with the same key."""
+def _kept(checkpoint: str | Path | None, task: RegionTask, key: str, load: bool) -> Region | None:
+    """Find the result of an earlier run with the same key."""
     if checkpoint is None or not (path := _checkpoint_file(checkpoint, task)).is_file():
         return None
     try:
         tree = read_tree(path)
     except InputError:
         return None
-    return tree if tree.attrs.get("key") == key else None
+    return Region(tree if load else None, path) if tree.attrs.get("key") == key else None

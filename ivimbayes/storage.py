@@ -19,6 +19,7 @@ MANTISSA_BITS, PIECE = 12, 1 << 24  # bits kept, and bytes written at a time
 UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(UMASK)
 RATIO, DEEPEST = 1100, 2  # of compression, and depth of groups
+COMPRESSION = {"zlib": True, "complevel": 4, "shuffle": True}
 
 
 @contextmanager
@@ -76,16 +77,36 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> None:
     ...     read_tree(f"{folder}/posterior.nc").identical(tree)
     True
     """
-    encoding = {
+    _write(tree_bytes(tree), path)
+
+
+def tree_bytes(
+    tree: xr.DataTree,
+    encoding: Mapping[str, Mapping[str, Any]] | None = None,
+    unlimited: Mapping[str, Any] | None = None,
+) -> memoryview:
+    """Bytes of a compressed netCDF file of a tree.
+
+    Parameters
+    ----------
+    tree : DataTree
+        As for `write_tree`.
+    encoding : mapping, optional
+        By group and variable, what is to be added to the compression.
+    unlimited : mapping, optional
+        By group, dimensions that can grow.
+    """
+    stored = {
         node.path: {
-            str(name): {"zlib": True, "complevel": 4, "shuffle": True}
+            str(name): COMPRESSION | dict((encoding or {}).get(node.path, {}).get(str(name), {}))
             for name, variable in node.to_dataset(inherit=False).data_vars.items()
             if variable.ndim and variable.dtype.kind in "fiub"
         }
         for node in tree.subtree
         if node.has_data
     }
-    write_netcdf(tree, path, encoding)
+    with _alone():
+        return tree.to_netcdf(engine="h5netcdf", encoding=stored, unlimited_dims=unlimited)
 
 
 def write_netcdf(
@@ -94,6 +115,10 @@ def write_netcdf(
     """Write netCDF by way of memory: HDF5 does not outlive a disk that is full."""
     with _alone():
         content = data.to_netcdf(engine="h5netcdf", encoding=encoding)
+    _write(content, path)
+
+
+def _write(content: memoryview, path: str | Path) -> None:
     with content as view, replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
         for at in range(0, len(view), PIECE):
             _write_piece(file, bytes(view[at : at + PIECE]))
@@ -132,19 +157,63 @@ def read_tree(path: str | Path) -> xr.DataTree:
     if not path.is_file():
         raise InputError(f"{path}: no such file; run ivimbayes fit first, or name the folder it wrote")
     loaded = load_tree(path, "run ivimbayes fit again")
-    if "posterior" not in loaded.children or not {"f_roi", "D_roi"} & set(loaded["posterior"].data_vars):
-        raise InputError(f"{path}: holds no posterior of ivimbayes; name a folder that ivimbayes fit wrote")
+    _check_posterior(loaded, path)
     for node in loaded.subtree:  # how it was stored would cut longer names that join it
+        node.encoding = {}
         for variable in node.variables.values():
             variable.encoding.clear()
     return loaded
 
 
-def check_netcdf(path: Path) -> None:
+def _check_posterior(tree: xr.DataTree, path: Path) -> None:
+    if "posterior" not in tree.children or not {"f_roi", "D_roi"} & set(tree["posterior"].data_vars):
+        raise InputError(f"{path}: holds no posterior of ivimbayes; name a folder that ivimbayes fit wrote")
+
+
+def open_tree(path: str | Path) -> xr.DataTree:
+    """Open the DataTree of a fit: draws are read from the file each time that they are used.
+
+    Coordinates, and groups without draws, are in memory. Close the tree when it is no longer of use.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, any part of it, or is not a stored fit.
+    """
+    path = Path(path)
+    try:
+        check_netcdf(path, whole=True)
+        tree = xr.open_datatree(path, engine="h5netcdf", cache=False)
+    except Exception as error:  # as in `load_tree`
+        raise InputError(
+            f"{path}: not a readable netCDF file ({one_line(error)}); run ivimbayes fit again"
+        ) from None
+    _check_posterior(tree, path)
+    for node in tree.children.values():
+        data = node.to_dataset()
+        few = data.coords if "draw" in data.dims else data.variables
+        data = data.assign({str(name): data[name].load() for name in few})
+        node.dataset = data
+    return tree
+
+
+def check_netcdf(path: Path, whole: bool = False) -> int:
     """Refuse a netCDF file that promises more than it can hold, or points outside of itself.
 
     Groups two levels deep at most, reached once; no values kept in other files; no more bytes than `RATIO`
     times the file's (deflate cannot compress more).
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    whole : bool
+        Read all values once, part by part.
+
+    Returns
+    -------
+    int
+        Bytes of its values in memory; strings count as pointers.
 
     Raises
     ------
@@ -171,9 +240,13 @@ def check_netcdf(path: Path) -> None:
                 promised += item.size * item.dtype.itemsize if item.shape is not None else 0
                 if promised > limit:
                     raise ValueError(f"it promises {promised} bytes and more, of a file of {limit // RATIO}")
+                if whole and item.shape:
+                    for part in item.iter_chunks() if item.chunks else [slice(None)]:
+                        item[part]
 
     with h5py.File(path) as file:
         walk(file, 0)
+    return promised
 
 
 def load_tree(path: Path, remedy: str) -> xr.DataTree:

@@ -22,6 +22,7 @@ from ivimbayes.convergence import (
     measure_chains,
 )
 from ivimbayes.priors import ThetaPrior, TissuePrior
+from ivimbayes.regions import take_region
 from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter, Signal
 from ivimbayes.spec import ModelSpec
 
@@ -127,24 +128,23 @@ def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = Non
     names = {p: f"{p}_roi" for p in (*map(str, posterior["parameter"].values), "S0")} | {"sigma": "sigma"}
     rows = []
     for roi in posterior["roi"].values.tolist():
+        region = take_region(posterior, roi)
         for parameter, name in names.items():
-            values = posterior[name].sel(roi=roi)
+            values = region[name].isel(roi=0)
             if parameter == "S0" and values.max() == values.min():  # a mean curve has one S0, its own
-                values = posterior["S0"].isel(voxel=posterior["voxel_roi"].values == roi).isel(voxel=0)
+                values = region["S0"].isel(voxel=0)
             rows.append(
-                _row(roi, PARAMETERS[parameter], values, posterior) | {"verdict": diagnoses[roi].verdict}
+                _row(roi, PARAMETERS[parameter], values, region) | {"verdict": diagnoses[roi].verdict}
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _row(roi: str, parameter: Parameter, values: xr.DataArray, posterior: xr.Dataset) -> dict[str, object]:
+def _row(roi: str, parameter: Parameter, values: xr.DataArray, region: xr.Dataset) -> dict[str, object]:
     draws = np.asarray(values.transpose("chain", "draw").values, float)
     scale, spread = parameter.display_scale, np.nan
-    if "voxel" in posterior[parameter.name].dims:
-        voxels = posterior[parameter.name].isel(voxel=posterior["voxel_roi"].values == roi)
-        if voxels.sizes["voxel"] > 1:
-            low, high = voxels.astype(float).quantile(NORMAL_SD, "voxel")
-            spread = float((high - low).mean() / 2)
+    if "voxel" in region[parameter.name].dims and region.sizes["voxel"] > 1:
+        low, high = region[parameter.name].astype(float).quantile(NORMAL_SD, "voxel")
+        spread = float((high - low).mean() / 2)
     low, high = az.hdi(draws.ravel(), prob=HDI)
     single = xr.Dataset({"value": (("chain", "draw"), draws)})
     return {
@@ -207,19 +207,18 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
     priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
     spec = ModelSpec.from_json(tree.attrs["spec"])
     names = SIGNALS[spec.signal].parameters
-    voxel_rhat = az.rhat(posterior[list(names)]) if voxels else None
     result = {}
     for roi in posterior["roi"].values.tolist():
-        mine = posterior.drop_dims("voxel").sel(roi=roi)
+        region = take_region(posterior if voxels else posterior.drop_dims("voxel"), roi)
+        mine = region.drop_dims("voxel", errors="ignore").isel(roi=0)
         chains = measure_chains(mine, constant.sel(roi=roi))
         prior = priors[roi].theta(spec.signal)
         contraction = contraction_of(mine["mu"], prior)
         modes = find_modes(mine["mu"].values.reshape(-1, len(names)), spec.signal)
-        snr = _snr(posterior, constant, roi, SIGNALS[spec.signal])
+        snr = _snr(mine, take_region(posterior[["S0"]], roi)["S0"], constant, SIGNALS[spec.signal])
         worst = 1.0
-        if voxel_rhat is not None:
-            of_roi = voxel_rhat.isel(voxel=posterior["voxel_roi"].values == roi)
-            worst = max(float(v.max()) for v in of_roi.data_vars.values())
+        if voxels:
+            worst = max(float(v.max()) for v in az.rhat(region[list(names)]).data_vars.values())
         findings = [
             *_modes(modes, chains, roi),
             *_sampling(chains, worst, bool(modes)),
@@ -318,15 +317,14 @@ def _identification(
     return findings
 
 
-def _snr(posterior: xr.Dataset, constant: xr.Dataset, roi: str, signal: Signal) -> float:
+def _snr(mine: xr.Dataset, S0: xr.DataArray, constant: xr.Dataset, signal: Signal) -> float:
     """Signal of the median voxel at the highest b over the noise of a measurement there."""
-    mine = constant["voxel_roi"].values == roi
+    inside = constant["voxel_roi"].values == mine["roi"].item()
     b = constant["b"].values
-    averages = float(np.median(constant["averages"].values[mine][:, b == b.max()]))
-    region = posterior.drop_dims("voxel").sel(roi=roi).median(("chain", "draw"))
+    averages = float(np.median(constant["averages"].values[inside][:, b == b.max()]))
+    region = mine.median(("chain", "draw"))
     curve = signal.curve(b.max(), *(float(region[f"{p}_roi"]) for p in signal.parameters))
-    S0 = float(posterior["S0"].isel(voxel=mine).median())
-    return float(S0 * curve / (float(region["sigma"]) / np.sqrt(averages)))
+    return float(float(S0.median()) * curve / (float(region["sigma"]) / np.sqrt(averages)))
 
 
 def _noise(snr: float, noise: str, real_valued: bool) -> list[Finding]:

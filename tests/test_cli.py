@@ -11,7 +11,8 @@ from conftest import Case
 from test_scans import FAULTS, truncate
 
 import ivimbayes.sampling
-from ivimbayes import cli, diagnose, read_tree, summarize
+from ivimbayes import cli, diagnose, read_tree, summarize, write_tree
+from ivimbayes.storage import open_tree
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "20", "--quiet")
@@ -36,15 +37,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def no_sampling(monkeypatch: pytest.MonkeyPatch, short_fit: xr.DataTree) -> None:
     """Let `fit` check and prepare everything, then give a ready result."""
-    real = ivimbayes.sampling.fit
+
+    def finish_file(results: Any, scan: Any, plan: Any, path: Path) -> xr.DataTree:
+        path.parent.mkdir(parents=True)
+        write_tree(short_fit, path)
+        return open_tree(path)
+
     monkeypatch.setattr(ivimbayes.sampling, "_sample_all", lambda *_: {})
-    monkeypatch.setattr(ivimbayes.sampling, "join_regions", lambda *_: short_fit.copy())
-
-    def checked_fit(*args: Any, **options: Any) -> xr.DataTree:
-        real(*args, **options)
-        return short_fit.copy()
-
-    monkeypatch.setattr(ivimbayes.sampling, "fit", checked_fit)
+    monkeypatch.setattr(ivimbayes.sampling, "finish_file", finish_file)
 
 
 def refused_line(result: tuple[int, str, str], case: Case, *words: str) -> None:

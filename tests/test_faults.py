@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,14 @@ from unittest.mock import Mock
 import h5py
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from conftest import SHORT, Case
 
 import ivimbayes.convergence as convergence
 import ivimbayes.folders as folders
+import ivimbayes.joined as joined
 import ivimbayes.sampling as sampling
 import ivimbayes.storage as storage
 import ivimbayes.workers as workers
@@ -33,17 +36,21 @@ from ivimbayes import (
     read_scan,
     read_tree,
     region_estimates,
+    summarize,
     write_tree,
 )  # fmt: skip
 from ivimbayes.bids_layout import Run
 from ivimbayes.bids_results import open_dataset, write_failure
+from ivimbayes.collect import join_regions
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fits import read_fit
 from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
 from ivimbayes.interruption import FitInterrupted
+from ivimbayes.joined import write_regions
 from ivimbayes.labels import read_label_names
 from ivimbayes.priors import read_priors
-from ivimbayes.storage import replacing
+from ivimbayes.regions import region_tree
+from ivimbayes.storage import open_tree, replacing
 from ivimbayes.stores import ZarrStore, unfinished_store
 from ivimbayes.tables import read_table
 
@@ -189,15 +196,90 @@ def test_a_forged_list_of_results_leads_nowhere(name: str, tmp_path: Path, refus
     assert (tmp_path / "mine.txt").exists()
 
 
+def regions_of_fit(tree: xr.DataTree) -> list[xr.DataTree]:
+    """Give each region of a fit as it was before they were joined."""
+    parts = []
+    for roi in tree["posterior"]["roi"].values.tolist():
+        part = region_tree(tree, roi)
+        groups = {str(name): node.to_dataset() for name, node in part.children.items()}
+        groups["constant_data"] = groups["constant_data"].drop_vars(["affine", "attempts"])
+        groups = {k: v.drop_vars("voxel") if "voxel" in v.dims else v for k, v in groups.items()}
+        parts.append(xr.DataTree.from_dict(groups))
+        parts[-1].attrs = {"attempts": int(part["constant_data"]["attempts"].item())}
+    return parts
+
+
+def write_joined(tree: xr.DataTree, path: Path) -> None:
+    write_regions(regions_of_fit(tree), path, tree["constant_data"]["affine"].values, tree.attrs)
+
+
+def test_regions_joined_in_a_file_are_those_joined_in_memory(short_fit: xr.DataTree, tmp_path: Path) -> None:
+    write_joined(short_fit, tmp_path / "joined.nc")
+    write_tree(short_fit, tmp_path / "whole.nc")
+    joined, whole = read_tree(tmp_path / "joined.nc"), read_tree(tmp_path / "whole.nc")
+    xr.testing.assert_identical(joined, whole)
+    with open_tree(tmp_path / "joined.nc") as opened:
+        assert opened.identical(whole)
+        draws = opened["posterior"]["f"].variable
+        assert not draws._in_memory
+        draws.values  # noqa: B018  is read, and not kept
+        assert not draws._in_memory
+        assert opened["posterior"].to_dataset()["voxel_roi"].variable._in_memory
+        pd.testing.assert_frame_equal(summarize(opened), summarize(whole))
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_variable_of_later_regions_is_nan_in_the_first(short_fit: xr.DataTree, tmp_path: Path) -> None:
+    parts = regions_of_fit(short_fit)
+    later = parts[1]["posterior"].to_dataset()
+    later["second_share"] = later["sigma"].rename("second_share")
+    later["second_probability"] = later["f"].rename("second_probability")
+    parts[1]["posterior"] = xr.DataTree(later)
+    write_regions(parts, tmp_path / "joined.nc", short_fit["constant_data"]["affine"].values, short_fit.attrs)
+    joined = read_tree(tmp_path / "joined.nc")["posterior"].to_dataset()
+    memory = join_regions(
+        dict(zip("abc", parts, strict=False)), xr.Dataset({"affine": short_fit["constant_data"]["affine"]})
+    )
+    write_tree(memory, tmp_path / "memory.nc")
+    xr.testing.assert_identical(joined, read_tree(tmp_path / "memory.nc")["posterior"].to_dataset())
+    assert np.isnan(joined["second_share"].isel(roi=[0, 2])).all()
+    assert joined["second_probability"].isel(voxel=0).isnull().all()
+    assert joined["second_probability"].notnull().any()
+
+
+@pytest.mark.parametrize("bytes_free", [0, 3000, 300_000, 700_000, 1_000_000])
+def test_a_disk_that_is_full_while_regions_are_joined(
+    short_fit: xr.DataTree, tmp_path: Path, bytes_free: int
+) -> None:
+    """By a limit on the size of files: HDF5 must outlive it, and an older file stays."""
+    write_joined(short_fit, tmp_path / "whole.nc")
+    assert (tmp_path / "whole.nc").stat().st_size > bytes_free
+    (tmp_path / "joined.nc").write_text("older")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_free, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as found:
+            write_joined(short_fit, tmp_path / "joined.nc")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found.value.filename == str(tmp_path / "joined.nc")
+    assert (tmp_path / "joined.nc").read_text() == "older"
+    assert not list(tmp_path.glob(".part-*"))
+
+
+@pytest.mark.parametrize("when", ["region", "joined"])
 def test_a_full_disk_is_one_line_and_loses_nothing(
-    case: Case, short_fit: xr.DataTree, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+    case: Case, short_fit: xr.DataTree, monkeypatch: Any, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
     from ivimbayes import cli
 
     def kept(*_: Any, checkpoint: Path, **__: Any) -> xr.DataTree:
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "region-1.nc").touch()
-        return short_fit
+        if when == "region":
+            write_tree(short_fit, checkpoint / "region-2.nc")
+        write_joined(short_fit, checkpoint / "posterior.nc")
+        pytest.fail("the disk was not full")
 
     def full(*_: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -206,13 +288,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     words = ["fit", str(case.dwi), "--rois", str(case.rois), "--out", str(case.out), "--no-maps", "--quiet"]
     monkeypatch.setattr(sys, "argv", ["ivimbayes", *words])
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_write_piece", full)
+        if when == "region":
+            patch.setattr(storage, "_write_piece", full)
+        else:
+            patch.setattr(joined.Disk, "_put", full)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    for word in ("posterior.nc", "No space left", "free some space", "same command"):
+    name = "region-2.nc" if when == "region" else "posterior.nc"
+    for word in (name, "No space left", "free some space", "same command"):
         assert word in said
     assert there(case.out) == {f"{CHECKPOINT}/region-1.nc": ""}
 
@@ -278,8 +364,9 @@ def test_a_damaged_store_is_computed_again(
         assert found[name].values.tobytes() == wanted[name].values.tobytes(), name
 
 
+@pytest.mark.parametrize("load", [True, False])
 def test_draws_of_an_interrupted_fit(
-    phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, monkeypatch: Any
+    phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, monkeypatch: Any, load: bool
 ) -> None:
     """Kept, cut to the shortest chain and marked; the run that follows ends as if nothing had been."""
     real, started = sampling.Running.run, []
@@ -299,15 +386,16 @@ def test_draws_of_an_interrupted_fit(
         patch.setattr(sampling.Running, "run", stopped_early)
         patch.setattr(sampling, "as_completed", interrupt)
         with pytest.raises(FitInterrupted) as stop:
-            fit(scan, seed=8, checkpoint=tmp_path / "kept", cores=6, **SHORT)
+            fit(scan, seed=8, checkpoint=tmp_path / "kept", load=load, cores=6, **SHORT)
     kept = read_tree(stop.value.kept)
-    assert stop.value.tree is not None and kept.identical(read_tree(tmp_path / "kept" / "interrupted.nc"))
+    assert stop.value.tree is not None and kept.identical(stop.value.tree)
+    assert stop.value.kept == str(tmp_path / "kept" / "interrupted.nc")
     assert dict(kept["posterior"].sizes)["draw"] == 60
     assert kept["posterior"]["roi"].values.tolist() == ["liver", "kidney", "pancreas"]
     for diagnosis in diagnose(kept).values():
         assert diagnosis.verdict in ("doubtful", "failed")
         assert any("interrupted after 6" in finding.what for finding in diagnosis.findings)
-    again = fit(scan, seed=8, checkpoint=tmp_path / "kept", cores=2, **SHORT)
+    again = fit(scan, seed=8, checkpoint=tmp_path / "kept", load=load, cores=2, **SHORT)
     fresh = fit(scan, seed=8, cores=1, **SHORT)
     xr.testing.assert_identical(again["posterior"].to_dataset(), fresh["posterior"].to_dataset())
     assert "interrupted" not in again["constant_data"]
