@@ -15,8 +15,8 @@ GROUPS = ("posterior", "sample_stats", "constant_data", "observed_data")
 LARGE = 1 << 28  # bytes of a file; the draws of a larger one are read as they are used
 
 
-def read_fit(path: str | Path) -> xr.DataTree:
-    """Read the posterior.nc of a fit; the draws of a large one stay in the file.
+def read_fit(path: str | Path, large: int = LARGE) -> xr.DataTree:
+    """Read the posterior.nc of a fit; the draws of one of more than `large` bytes stay in the file.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def read_fit(path: str | Path) -> xr.DataTree:
         If the file is missing, damaged, no fit, or one that this version does not understand.
     """
     path = Path(path)
-    tree = open_tree(path) if path.is_file() and path.stat().st_size > LARGE else read_tree(path)
+    tree = open_tree(path) if path.is_file() and path.stat().st_size > large else read_tree(path)
     try:
         if missing := [name for name in GROUPS if name not in tree.children]:
             raise KeyError(f"no group {missing[0]}")
@@ -42,6 +42,7 @@ def read_fit(path: str | Path) -> xr.DataTree:
         if lost := {"level", "averaged", "available"} - set(tree["constant_data"].data_vars):
             raise KeyError(f"no {min(lost)}")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
+        tree.close()
         raise InputError(
             f"{path}: not a fit of this version of ivimbayes ({one_line(error)}); run ivimbayes fit again"
         ) from None

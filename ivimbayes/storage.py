@@ -188,12 +188,15 @@ def open_tree(path: str | Path) -> xr.DataTree:
         raise InputError(
             f"{path}: not a readable netCDF file ({one_line(error)}); run ivimbayes fit again"
         ) from None
-    _check_posterior(tree, path)
+    try:
+        _check_posterior(tree, path)
+    except InputError:
+        tree.close()
+        raise
     for node in tree.children.values():
         data = node.to_dataset()
         few = data.coords if "draw" in data.dims else data.variables
-        data = data.assign({str(name): data[name].load() for name in few})
-        node.dataset = data
+        node.dataset = data.assign({str(name): data[name].load() for name in few})
     return tree
 
 

@@ -459,6 +459,31 @@ def test_fits_of_another_version(short_fit: xr.DataTree, tmp_path: Path, refused
     write_tree(older, path)
     refused(lambda: read_fit(path), "no level", "run ivimbayes fit again")
     assert read_fit(stored(short_fit, path)).identical(read_tree(path))
+    refused(lambda: read_fit(stored(short_fit, path, settings="{"), large=0), "posterior.nc", "this version")
+
+
+def test_a_large_fit_stays_in_its_file(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
+    """What is said of it is the same; damage anywhere is found before anything is said."""
+    path = stored(short_fit, tmp_path / "posterior.nc")
+    with read_fit(path, large=0) as opened:
+        assert not opened["posterior"]["f"].variable._in_memory
+        diagnoses = diagnose(opened)
+        assert diagnoses == diagnose(short_fit)
+        pd.testing.assert_frame_equal(
+            summarize(opened, diagnoses), summarize(read_tree(path), diagnoses), check_exact=True
+        )
+    with h5py.File(path) as file:
+        draws = file["log_likelihood/signal"]
+        chunk = draws.id.get_chunk_info(draws.id.get_num_chunks() - 1)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + 9 : chunk.byte_offset + 90] = bytes(81)
+    path.write_bytes(content)
+    refused(
+        lambda: read_fit(path, large=0), "posterior.nc", "not a readable netCDF", "run ivimbayes fit again"
+    )
+    (tmp_path / "other.nc").write_bytes(b"")
+    xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    refused(lambda: read_fit(tmp_path / "other.nc", large=0), "holds no posterior")
 
 
 def test_checkpoints_of_other_code_are_not_taken(monkeypatch: Any) -> None:

@@ -196,6 +196,6 @@ def test_settings_are_checked(phantom_scan: Scan, refused: Callable[..., str]) -
     scan = phantom_scan[0]
     for options, words in (
         ({"draws": 10}, "draws 10"), ({"tune": 0}, "tune 0"), ({"chains": 0}, "chains 0"), ({"seed": -1}, "seed -1"),
-        ({"target_accept": 1.0}, "target_accept 1"), ({"cores": 0}, "cores 0"), ({"tissue": {"liver": "lver"}}, "liver"),
+        ({"load": False}, "load False"), ({"target_accept": 1.0}, "target_accept 1"), ({"cores": 0}, "cores 0"), ({"tissue": {"liver": "lver"}}, "liver"),
     ):  # fmt: skip
         refused(lambda options=options: fit(scan, progress=False, **options), words)

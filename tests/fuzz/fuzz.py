@@ -127,8 +127,15 @@ def tree_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
     """A stored fit, read by all that read one."""
     path = folder / "posterior.nc"
     path.write_bytes(mutate_bytes((seeds / "posterior.nc").read_bytes(), rng))
-    read = (read_fit, read_fit, read_calibration)[int(rng.integers(3))]
+    read = (read_fit, _open_fit, read_calibration)[int(rng.integers(3))]
     read(path)
+
+
+def _open_fit(path: Path) -> None:
+    """Open a fit as a large one is, and use all of its draws."""
+    with read_fit(path, large=0) as tree:
+        for node in tree.subtree:
+            node.to_dataset(inherit=False).compute()
 
 
 def cohort_case(seeds: Path, rng: np.random.Generator, folder: Path) -> None:
