@@ -223,7 +223,8 @@ def _overview(
     regions = Figure(figsize=size, layout="constrained")
     plot_regions(tree, truth, axes=regions.subplots(len(parameters), sharey=True, squeeze=False)[:, 0])
     made = [(regions, "Median and 95 % highest-density interval of each region's median voxel.")]
-    if len(tree["posterior"]["voxel"]) > tree["posterior"].sizes["roi"]:
+    regions_here = tree["posterior"].sizes["roi"]
+    if regions_here <= FIGURES_AT_MOST and tree["posterior"].sizes["voxel"] > regions_here:
         spread = Figure(figsize=(5, 2.3 * len(parameters)), layout="constrained")
         plot_spread(tree, axes=spread.subplots(len(parameters), squeeze=False)[:, 0])
         made.append(

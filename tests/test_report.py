@@ -15,6 +15,7 @@ import xarray as xr
 from PIL import Image
 from typer.testing import CliRunner
 
+import ivimbayes.report as report
 from ivimbayes import (
     ModelSpec,
     fit,
@@ -289,3 +290,16 @@ def test_report_of_a_single_parameter(phantom_scan: tuple[xr.Dataset, xr.Dataset
     tree = fit(phantom_scan[0], ModelSpec(signal="monoexponential"), **short)
     write_report(tree, tmp_path / "report.html")
     assert "mono-exponential" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_of_many_regions_says_what_it_leaves_out(
+    short_fit: xr.DataTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diagnoses = diagnose(short_fit)
+    table = summarize(short_fit, diagnoses)
+    whole = report.render_report(short_fit, table, diagnoses)
+    monkeypatch.setattr(report, "FIGURES_AT_MOST", 1)
+    page = report.render_report(short_fit, table, diagnoses)
+    assert whole.count("<figure>") == 2 + 3 * 4 and "more regions are without" not in whole
+    assert page.count("<figure>") == 1 + 4
+    assert "2 more regions are without figures here" in page

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ivimbayes.contrasts import CONTRASTS
+from ivimbayes.progress import FitProgress
 from ivimbayes.sessions import COMPARED
 from ivimbayes.terminal import print_change, print_effects
 
@@ -25,3 +26,19 @@ def test_tables_are_whole(
     assert "…" not in out
     for line in ("difference", "P(increase)", "finding", "undecided", "-12.3 to +3.14", "P(a > b)"):
         assert line in out
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_bars_of_few_regions_and_of_many(count: int) -> None:
+    """Few have a bar each; of many only those at work have one, below one that counts regions."""
+    names = [f"parcel {k}" for k in range(count)]
+    bars = FitProgress(names, 100, False)
+    for name in names[:2]:
+        bars.begin(name, 100)
+    bars.done(names[0])
+    shown = {task.description: task for task in bars.progress.tasks if task.visible}
+    if count == 3:
+        assert list(shown) == names
+    else:
+        assert list(shown) == ["regions", names[1]]
+        assert (shown["regions"].completed, shown["regions"].total) == (1, 30)
