@@ -437,7 +437,7 @@ def _take(
     """Take a region's result; write the run if it was the last."""
     if isinstance(result, Exception):
         raise _of_region(job.name, result)
-    opened.results[job.name] = Region(None, job.file(out / KEPT))
+    opened.results[job.name] = Region(None, job.file(out / KEPT), job.key)
     if len(opened.results) < len(opened.plan.chosen):
         return None
     run, scan = opened.run, opened.scan

@@ -78,7 +78,7 @@ def cut_regions(regions: Mapping[str, Region]) -> dict[str, Cut]:
     """Cut regions to the fewest chains and draws of any."""
     sizes = [_sizes(region.read()) for region in regions.values()]
     fewest = [min(column) for column in zip(*sizes, strict=True)]
-    return {name: Cut(region.tree, region.path, *fewest) for name, region in regions.items()}
+    return {name: Cut(region.tree, region.path, region.key, *fewest) for name, region in regions.items()}
 
 
 def _sizes(tree: xr.DataTree) -> tuple[int, int, int]:

@@ -1,7 +1,9 @@
 """Posterior of many regions in one file, written region by region: memory does not grow with their number."""
 
 import io
+import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -92,8 +94,26 @@ def write_regions(
     OSError
         If the disk is full, or the file cannot be written.
     """
+    stop = threading.Event()
+    with replacing(path) as temporary, ThreadPoolExecutor(1) as apart:
+        # apart: an interruption is raised in the main thread, and within a call of HDF5 would lose a write
+        writing = apart.submit(_write, regions, temporary, affine, attrs, stop)
+        try:
+            writing.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _write(
+    regions: Iterable[xr.DataTree],
+    path: Path,
+    affine: np.ndarray,
+    attrs: Mapping[str, Any],
+    stop: threading.Event,
+) -> None:
     at = dict.fromkeys(GROWING, 0)
-    with replacing(path) as temporary, Disk(temporary) as disk:
+    with Disk(path) as disk:
         with ExitStack() as opened:
             file: Any = None
             for region in regions:
@@ -108,7 +128,7 @@ def write_regions(
                     for group, node in tree.children.items():
                         _append(file[group], node.to_dataset(), at)
                     file.flush()
-                if disk.error is not None:
+                if disk.error is not None or stop.is_set():
                     break
                 at = {dim: at[dim] + tree["posterior"].sizes[dim] for dim in GROWING}
         if disk.error is not None:
@@ -133,7 +153,7 @@ def _start(tree: xr.DataTree) -> memoryview:
         encoding[f"/{name}"] = {
             str(key): {"chunksizes": _chunks(variable)}
             for key, variable in node.variables.items()
-            if set(variable.dims) & set(GROWING) and variable.dtype.kind in "fiub"
+            if set(variable.dims) & set(GROWING) and variable.size
         }
     limits = {
         f"/{name}": [dim for dim in GROWING if dim in node.sizes] for name, node in tree.children.items()
@@ -143,7 +163,7 @@ def _start(tree: xr.DataTree) -> memoryview:
 
 def _chunks(variable: xr.Variable) -> tuple[int, ...]:
     if variable.ndim == 1:
-        return (1024,)
+        return (128,)
     return tuple(CHUNK.get(str(dim), size) for dim, size in variable.sizes.items())
 
 

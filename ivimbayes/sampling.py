@@ -187,6 +187,7 @@ def fit(
     if load:
         return finish_fit({name: region.read() for name, region in results.items()}, scan, plan)
     assert checkpoint is not None
+    (Path(checkpoint) / INTERRUPTED).unlink(missing_ok=True)
     return finish_file(results, scan, plan, Path(checkpoint) / JOINED)
 
 
@@ -252,9 +253,11 @@ def finish_file(
     results: Mapping[str, Region], scan: xr.Dataset, plan: Plan, path: Path, **attrs: str
 ) -> xr.DataTree:
     """Join the regions of a plan like `finish_fit`, but in a file, which is then open."""
+    for left in (path, *path.parent.glob(".part-*.nc")):  # of a run that was ended
+        left.unlink(missing_ok=True)
     trees = (results[name].read() for name in plan.chosen if name in results)
     write_regions(trees, path, scan["affine"].values, describe_fit(scan, plan) | attrs)
-    return open_tree(path)
+    return open_tree(path, check=False)
 
 
 def describe_fit(scan: xr.Dataset, plan: Plan) -> dict[str, Any]:
@@ -406,7 +409,7 @@ def _sample_all(
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
                 path = _checkpoint_file(checkpoint, task)
                 write_tree(tree, path)
-            results[task.name] = Region(tree if load else None, path)
+            results[task.name] = Region(tree if load else None, path, keys[task.name])
             del parts[task.name, attempt], chains, drawn, tree  # only now: an interruption finds them
             bars.done(task.name)
     except KeyboardInterrupt:
@@ -595,4 +598,4 @@ def _kept(checkpoint: str | Path | None, task: RegionTask, key: str, load: bool)
         tree = read_tree(path)
     except InputError:
         return None
-    return Region(tree if load else None, path) if tree.attrs.get("key") == key else None
+    return Region(tree if load else None, path, key) if tree.attrs.get("key") == key else None

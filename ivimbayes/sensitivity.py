@@ -185,7 +185,8 @@ def _top_level(tree: xr.DataTree, roi: str, spec: ModelSpec, prior: ThetaPrior) 
     if pooled:
         S0 = mine["S0_roi"].values / scale
     else:  # a mean curve has one S0, its own
-        S0 = posterior["S0"].transpose("chain", "draw", "voxel").values[..., inside][..., 0] / scale
+        own = posterior["S0"].isel(voxel=int(np.flatnonzero(inside)[0]))
+        S0 = own.transpose("chain", "draw").values / scale
     log_prior = {
         "mu": _normal((mu - prior.centre) / prior.width).sum(axis=-1),
         "S0": _normal((S0 - S0_MEAN) / S0_MEAN_SD),

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ivimbayes.images import one_line
 MANTISSA_BITS, PIECE = 12, 1 << 24  # bits kept, and bytes written at a time
 UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(UMASK)
-RATIO, DEEPEST = 1100, 2  # of compression, and depth of groups
+RATIO, DRAWS_RATIO, DEEPEST = 1100, 100, 2  # of compression, at most; of draws; depth of groups
 COMPRESSION = {"zlib": True, "complevel": 4, "shuffle": True}
 
 
@@ -96,15 +97,13 @@ def tree_bytes(
     unlimited : mapping, optional
         By group, dimensions that can grow.
     """
-    stored = {
-        node.path: {
-            str(name): COMPRESSION | dict((encoding or {}).get(node.path, {}).get(str(name), {}))
-            for name, variable in node.to_dataset(inherit=False).data_vars.items()
-            if variable.ndim and variable.dtype.kind in "fiub"
-        }
-        for node in tree.subtree
-        if node.has_data
-    }
+    stored: dict[str, dict[str, dict[str, Any]]] = {}
+    for node in tree.subtree:
+        if node.has_data:
+            stored[node.path] = {str(k): dict(v) for k, v in (encoding or {}).get(node.path, {}).items()}
+            for name, variable in node.to_dataset(inherit=False).data_vars.items():
+                if variable.ndim and variable.dtype.kind in "fiub":
+                    stored[node.path].setdefault(str(name), {}).update(COMPRESSION)
     with _alone():
         return tree.to_netcdf(engine="h5netcdf", encoding=stored, unlimited_dims=unlimited)
 
@@ -170,10 +169,17 @@ def _check_posterior(tree: xr.DataTree, path: Path) -> None:
         raise InputError(f"{path}: holds no posterior of ivimbayes; name a folder that ivimbayes fit wrote")
 
 
-def open_tree(path: str | Path) -> xr.DataTree:
+def open_tree(path: str | Path, check: bool = True) -> xr.DataTree:
     """Open the DataTree of a fit: draws are read from the file each time that they are used.
 
     Coordinates, and groups without draws, are in memory. Close the tree when it is no longer of use.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    check : bool
+        Read all draws once, a part at a time; damage is found then.
 
     Raises
     ------
@@ -182,48 +188,60 @@ def open_tree(path: str | Path) -> xr.DataTree:
     """
     path = Path(path)
     try:
-        check_netcdf(path, whole=True)
+        check_netcdf(path, DRAWS_RATIO)
         tree = xr.open_datatree(path, engine="h5netcdf", cache=False)
+        try:
+            for node in tree.children.values():
+                data = node.to_dataset()
+                few = data.coords if "draw" in data.dims else data.variables
+                node.dataset = data.assign({str(name): data[name].load() for name in few})
+                if check:
+                    _read_once(node.to_dataset())
+            _check_posterior(tree, path)
+        except BaseException:
+            tree.close()
+            raise
+    except InputError:
+        raise
     except Exception as error:  # as in `load_tree`
         raise InputError(
             f"{path}: not a readable netCDF file ({one_line(error)}); run ivimbayes fit again"
         ) from None
-    try:
-        _check_posterior(tree, path)
-    except InputError:
-        tree.close()
-        raise
-    for node in tree.children.values():
-        data = node.to_dataset()
-        few = data.coords if "draw" in data.dims else data.variables
-        node.dataset = data.assign({str(name): data[name].load() for name in few})
     return tree
 
 
-def check_netcdf(path: Path, whole: bool = False) -> int:
+def _read_once(data: xr.Dataset) -> None:
+    """Read every value of a dataset, a part at a time."""
+    for variable in data.data_vars.values():
+        along = next((dim for dim in ("voxel", "roi") if variable.sizes.get(dim)), None)
+        if along is None:
+            variable.compute()
+            continue
+        step = max(1, PIECE * variable.sizes[along] // max(1, variable.nbytes))
+        for first in range(0, variable.sizes[along], step):
+            variable.isel({along: slice(first, first + step)}).compute()
+
+
+def check_netcdf(path: Path, ratio: float = RATIO) -> None:
     """Refuse a netCDF file that promises more than it can hold, or points outside of itself.
 
-    Groups two levels deep at most, reached once; no values kept in other files; no more bytes than `RATIO`
-    times the file's (deflate cannot compress more).
+    Groups two levels deep at most, reached once; no values kept in other files; no more bytes than `ratio`
+    times the file's (deflate cannot compress more than `RATIO`).
 
     Parameters
     ----------
     path : path
         The file.
-    whole : bool
-        Read all values once, part by part.
-
-    Returns
-    -------
-    int
-        Bytes of its values in memory; strings count as pointers.
+    ratio : float
+        Bytes of values, in whole chunks, to one of the file. Strings count as pointers.
 
     Raises
     ------
     ValueError
         If it does.
     """
-    promised, limit, seen = 0, RATIO * path.stat().st_size, set[Any]()
+    size = path.stat().st_size
+    promised, limit, seen = 0, ratio * size, set[Any]()
 
     def walk(group: Any, depth: int) -> None:
         nonlocal promised
@@ -240,16 +258,16 @@ def check_netcdf(path: Path, whole: bool = False) -> int:
             elif isinstance(item, h5py.Dataset):
                 if item.external or item.is_virtual:
                     raise ValueError(f"values of {name} lie in another file")
-                promised += item.size * item.dtype.itemsize if item.shape is not None else 0
+                shape = item.shape or ()
+                stored = item.size or 0
+                if item.chunks:  # those at the end are whole too
+                    stored = prod(-(-n // chunk) * chunk for n, chunk in zip(shape, item.chunks, strict=True))
+                promised += stored * item.dtype.itemsize
                 if promised > limit:
-                    raise ValueError(f"it promises {promised} bytes and more, of a file of {limit // RATIO}")
-                if whole and item.shape:
-                    for part in item.iter_chunks() if item.chunks else [slice(None)]:
-                        item[part]
+                    raise ValueError(f"it promises {promised} bytes and more, of a file of {size}")
 
     with h5py.File(path) as file:
         walk(file, 0)
-    return promised
 
 
 def load_tree(path: Path, remedy: str) -> xr.DataTree:

@@ -29,6 +29,7 @@ import ivimbayes.sampling as sampling
 import ivimbayes.storage as storage
 import ivimbayes.workers as workers
 from ivimbayes import (
+    ModelSpec,
     diagnose,
     fit,
     posterior_maps,
@@ -49,7 +50,7 @@ from ivimbayes.interruption import FitInterrupted
 from ivimbayes.joined import write_regions
 from ivimbayes.labels import read_label_names
 from ivimbayes.priors import read_priors
-from ivimbayes.regions import region_tree
+from ivimbayes.regions import Region, region_tree
 from ivimbayes.storage import open_tree, replacing
 from ivimbayes.stores import ZarrStore, unfinished_store
 from ivimbayes.tables import read_table
@@ -245,6 +246,55 @@ def test_a_variable_of_later_regions_is_nan_in_the_first(short_fit: xr.DataTree,
     assert np.isnan(joined["second_share"].isel(roi=[0, 2])).all()
     assert joined["second_probability"].isel(voxel=0).isnull().all()
     assert joined["second_probability"].notnull().any()
+
+
+def test_one_parameter_has_no_pairs(
+    phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, refused: Refused
+) -> None:
+    """Whose correlations are an array of size zero."""
+    options: dict[str, Any] = {"seed": 2, "voxels_per_roi": 5, **SHORT}
+    spec = ModelSpec(signal="monoexponential")
+    memory = fit(phantom_scan[0], spec, **options)
+    assert memory["posterior"]["correlation"].size == 0
+    with fit(phantom_scan[0], spec, checkpoint=tmp_path, load=False, **options) as opened:
+        xr.testing.assert_identical(
+            opened["posterior"].to_dataset().compute(),
+            read_tree(tmp_path / "posterior.nc")["posterior"].to_dataset(),
+        )
+    xr.testing.assert_equal(
+        read_tree(tmp_path / "posterior.nc")["posterior"].to_dataset(), memory["posterior"].to_dataset()
+    )
+    assert read_fit(tmp_path / "posterior.nc", large=0).equals(read_tree(tmp_path / "posterior.nc"))
+    (tmp_path / "region-2.nc").unlink()
+    refused(lambda: Region(None, tmp_path / "region-2.nc", "key").read(), "region-2.nc", "another run")
+    refused(lambda: Region(None, tmp_path / "region-1.nc", "key").read(), "region-1.nc", "another run")
+    for left in ("interrupted.nc", ".part-1-posterior.nc"):
+        (tmp_path / left).touch()
+    fit(phantom_scan[0], spec, checkpoint=tmp_path, load=False, **options).close()
+    assert {p.name for p in tmp_path.iterdir()} == {"posterior.nc", *(f"region-{k}.nc" for k in (1, 2, 3))}
+
+
+@pytest.mark.parametrize("write", [3, 40, 200])
+def test_an_interruption_while_regions_are_joined(
+    short_fit: xr.DataTree, tmp_path: Path, monkeypatch: Any, write: int
+) -> None:
+    """HDF5 would swallow it, and lose the write: it is raised, and an older file stays."""
+    real, count = joined.Disk._put, []
+
+    def put(self: Any, piece: memoryview) -> int:
+        count.append(1)
+        if len(count) == write:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, piece)
+
+    (tmp_path / "joined.nc").write_text("older")
+    with monkeypatch.context() as patch:
+        patch.setattr(joined.Disk, "_put", put)
+        with pytest.raises(KeyboardInterrupt):
+            write_joined(short_fit, tmp_path / "joined.nc")
+    assert len(count) >= write
+    assert (tmp_path / "joined.nc").read_text() == "older"
+    assert not list(tmp_path.glob(".part-*"))
 
 
 @pytest.mark.parametrize("bytes_free", [0, 3000, 300_000, 700_000, 1_000_000])
@@ -481,7 +531,12 @@ def test_a_large_fit_stays_in_its_file(short_fit: xr.DataTree, tmp_path: Path, r
     refused(
         lambda: read_fit(path, large=0), "posterior.nc", "not a readable netCDF", "run ivimbayes fit again"
     )
-    (tmp_path / "other.nc").write_bytes(b"")
+    for name, value in (("scale_factor", "abc"), ("_Encoding", "none")):
+        stored(short_fit, path)
+        with h5py.File(path, "r+") as file:
+            file["posterior/f"].attrs[name] = value
+            file["posterior/x"].attrs[name] = value
+        refused(lambda: read_fit(path, large=0), "posterior.nc", "not a readable netCDF")
     xr.Dataset({"a": ("x", [1.0])}).to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
     refused(lambda: read_fit(tmp_path / "other.nc", large=0), "holds no posterior")
 
@@ -510,13 +565,16 @@ def test_netcdf_that_points_elsewhere_or_promises_too_much(
     def huge(file: h5py.File) -> None:
         file.create_dataset("posterior/elsewhere", (2**40,), "f8", chunks=(2**20,))
 
+    def wide(file: h5py.File) -> None:
+        file.create_dataset("posterior/elsewhere", (2**20, 1), "f8", chunks=(1, 2**20), maxshape=(None, None))
+
     def round_about(file: h5py.File) -> None:
         file["posterior/again"] = file["/"]
 
     def deep(file: h5py.File) -> None:
         file.create_group("/".join("abcdefghijklmnop"))
 
-    for change, words in ((linked, "link"), (outside, "another file"), (huge, "promises"), (round_about, "nested"), (deep, "nested")):  # fmt: skip
+    for change, words in ((linked, "link"), (outside, "another file"), (huge, "promises"), (wide, "promises"), (round_about, "nested"), (deep, "nested")):  # fmt: skip
         path = stored(short_fit, tmp_path / "posterior.nc")
         with h5py.File(path, "r+") as file:
             change(file)
