@@ -164,7 +164,7 @@ def fit_command(
     with OutFolder(out, overwrite, CHECKPOINT) as folder:
         tree = fit(scan, spec, checkpoint=folder.unfinished, load=False, **options)
         made = map_regions(scan, tree, seed, cores, quiet) if maps else None
-        verdicts = write_results(tree, folder, made)
+        verdicts = write_results(tree, folder, made, quiet=quiet)
     _finish(out, verdicts)
 
 
@@ -254,7 +254,7 @@ def demo(
             retry=retry, cores=cores, progress=not quiet, checkpoint=folder.unfinished, load=False,
         )  # fmt: skip
         made = map_regions(scan, tree, seed, cores, quiet) if maps else None
-        verdicts = write_results(tree, folder, made, truth)
+        verdicts = write_results(tree, folder, made, truth, quiet)
     _finish(out, verdicts)
 
 

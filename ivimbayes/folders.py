@@ -255,23 +255,33 @@ def map_regions(
 
 
 def write_results(
-    tree: "xr.DataTree", out: OutFolder, made: "xr.Dataset | None", truth: "xr.Dataset | None" = None
+    tree: "xr.DataTree",
+    out: OutFolder,
+    made: "xr.Dataset | None",
+    truth: "xr.Dataset | None" = None,
+    quiet: bool = False,
 ) -> list[str]:
     """Put the results of a fit, whose draws lie in the unfinished work, in place; the verdicts."""
     from ivimbayes.maps import describe_maps, map_files, write_maps
+    from ivimbayes.progress import FEW, StepProgress
     from ivimbayes.report import render_report
     from ivimbayes.summary import compare_truth, diagnose, summarize
     from ivimbayes.terminal import print_fit, print_truth
 
     new = out.new
-    diagnoses = diagnose(tree)
-    table = summarize(tree, diagnoses)
+    long = not quiet and tree["posterior"].sizes["roi"] > FEW
+    with StepProgress(3, "verdicts, table, report", long) as bar:
+        diagnoses = diagnose(tree)
+        bar.advance()
+        table = summarize(tree, diagnoses)
+        bar.advance()
+        text = render_report(tree, table, diagnoses, maps=made, truth=truth)
+        bar.advance()
     tables: dict[str, pd.DataFrame] = {"summary.tsv": table}
     if truth is not None:
         tables["truth.tsv"] = compare_truth(table, truth)
     for name, frame in tables.items():
         frame.to_csv(new / name, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
-    text = render_report(tree, table, diagnoses, maps=made, truth=truth)
     (new / "report.html").write_text(text, encoding="utf-8")
     if made is not None:
         write_maps(made, new / MAPS)

@@ -184,11 +184,14 @@ def fit(
             results = _sample_all(tasks, settings, cores, bars, checkpoint, load)
         except Interrupted as stop:
             raise _interruption(stop.regions, scan, plan, checkpoint) from None
-    if load:
-        return finish_fit({name: region.read() for name, region in results.items()}, scan, plan)
-    assert checkpoint is not None
-    (Path(checkpoint) / INTERRUPTED).unlink(missing_ok=True)
-    return finish_file(results, scan, plan, Path(checkpoint) / JOINED)
+        if load:
+            return finish_fit({name: region.read() for name, region in results.items()}, scan, plan)
+        assert checkpoint is not None
+        (Path(checkpoint) / INTERRUPTED).unlink(missing_ok=True)
+        bars.stage(tasks[-1].name, "all regions are being joined")
+        tree = finish_file(results, scan, plan, Path(checkpoint) / JOINED)
+        bars.stage(tasks[-1].name, "done")
+        return tree
 
 
 def plan_fit(
