@@ -47,7 +47,7 @@ from ivimbayes.sampling import (
     Settings,
     finish_file,
     plan_fit,
-)  # fmt: skip
+)
 from ivimbayes.scans import file_digest, read_scan, roi_names
 from ivimbayes.spec import ModelSpec
 from ivimbayes.tables import read_table
