@@ -12,7 +12,7 @@ from ivimbayes.noise import NOISES
 from ivimbayes.second import add_second, draw_second_prior, second_probability
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, sigma_scale
+from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
 from ivimbayes.storage import shorten
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
@@ -145,7 +145,7 @@ def _prior(
     averages = voxels["averages"].values
     sigma = np.abs(sigma_scale(averages) * rng.standard_normal(PRIOR_DRAWS))
     S0_roi = S0_MEAN + (S0_MEAN_SD * rng.standard_normal(PRIOR_DRAWS) if pooled else np.zeros(PRIOR_DRAWS))
-    S0_sd = S0_MEAN_SD * (np.abs(rng.standard_normal(PRIOR_DRAWS)) if pooled else np.ones(PRIOR_DRAWS))
+    S0_sd = S0_SD * np.abs(rng.standard_normal(PRIOR_DRAWS)) if pooled else np.full(PRIOR_DRAWS, S0_MEAN_SD)
     if not pooled:
         drawn |= _no_spread(PRIOR_DRAWS, P)
     Sigma = covariance(drawn["sd"], drawn["correlation"]) if pooled else np.zeros((PRIOR_DRAWS, P, P))
