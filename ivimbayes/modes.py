@@ -179,6 +179,7 @@ def population_mode(
     """
     V, K = signal.shape
     centre, width, spread = prior.theta(model)
+    marginal = NOISES[noise].marginal
     W = np.diag(width**2)
     if isinstance(start, Population):
         mu, Sigma, sigma = start.mean, start.covariance, start.sigma
@@ -198,7 +199,7 @@ def population_mode(
         inverse, d = np.linalg.inv(Sigma), theta - mu
         C = np.linalg.inv(precision + inverse)
         mean = S0[:, None] * SIGNALS[model].jacobian(b, theta)[0]
-        if noise == "gaussian":
+        if marginal:
             log_likelihood = -0.5 * square.sum() / sigma**2 - V * (K - 1) * np.log(sigma)
         else:
             log_likelihood = NOISES[noise].logp(signal, mean, np.full(V, sigma), averages).sum()
@@ -212,17 +213,17 @@ def population_mode(
         completed = _complete(signal, averages, mean, sigma, noise)
         if best is None or log_evidence > best.log_evidence:
             found = precision, np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
-            if noise != "gaussian":
+            if not marginal:
                 found = _with_S0(completed, b, theta, S0, sigma, d @ inverse, model)
             best = Population(mu, Sigma, sigma, theta, *found, S0, float(log_evidence))
         before, sigma_before = mu, sigma
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
-        if noise != "gaussian":
+        if not marginal:
             square = (completed.weight * (completed.signal - mean) ** 2).sum(axis=1)
         freedom = np.maximum(completed.channels * V * K - used.sum(), 0.5)
         sigma = float(np.sqrt((square.sum() + completed.rest + 1e-12) / freedom))
         data = completed
-        settled = noise == "gaussian" or abs(sigma / sigma_before - 1) < 1e-3
+        settled = marginal or abs(sigma / sigma_before - 1) < 1e-3
         if V == 1:
             continue
         mu = np.linalg.solve(
@@ -266,7 +267,9 @@ def _complete(
     if noise == "student_t":
         weight = averages * (T_NU + 1) / (T_NU + precision * (signal - mean) ** 2)
         return _Complete(signal, weight, weight, 0.0, 1.0)
-    return _Complete(signal, averages, averages, 0.0, 1.0)
+    if noise == "gaussian":
+        return _Complete(signal, averages, averages, 0.0, 1.0)
+    raise ValueError(f"{noise} noise has no reduction to Gaussian noise")
 
 
 def _with_S0(

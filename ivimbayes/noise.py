@@ -31,6 +31,8 @@ class Noise:
     long_name : str
     marginal : bool
         S0 is integrated out of the density; otherwise it is sampled with the voxel's parameters.
+    magnitude : bool
+        Signals are magnitudes, never negative.
     logp : callable
         ``logp(signal, mean, sigma, averages, xp)``: log-density of each measurement. ``xp`` has log, log1p,
         where, maximum and minimum.
@@ -42,6 +44,7 @@ class Noise:
 
     long_name: str
     marginal: bool
+    magnitude: bool
     logp: Callable[..., Any]
     draw_signal: Callable[..., Array]
     cdf: Callable[..., Array]
@@ -179,7 +182,7 @@ def _student_t_cdf(signal: Array, mean: Array, sigma: Array, averages: Array) ->
 
 
 NOISES: dict[str, Noise] = {
-    "gaussian": Noise("Gaussian", True, _gaussian_logp, gaussian_draw_signal, _gaussian_cdf),
-    "rician": Noise("Rician", False, _rician_logp, _rician_draw_signal, _rician_cdf),
-    "student_t": Noise("Student-t", False, _student_t_logp, _student_t_draw_signal, _student_t_cdf),
+    "gaussian": Noise("Gaussian", True, False, _gaussian_logp, gaussian_draw_signal, _gaussian_cdf),
+    "rician": Noise("Rician", False, True, _rician_logp, _rician_draw_signal, _rician_cdf),
+    "student_t": Noise("Student-t", False, False, _student_t_logp, _student_t_draw_signal, _student_t_cdf),
 }

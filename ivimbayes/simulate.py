@@ -210,7 +210,7 @@ def _image(
             "roi_names": json.dumps({str(k): v for k, v in names.items()}),
             "inputs": "{}",
             "source": "simulation",
-            "real_valued": int(noise != "rician"),
+            "real_valued": int(not NOISES[noise].magnitude),
         },
     )
     maps = dict(zip(model.parameters, values, strict=True)) | {"S0": S0_map}
