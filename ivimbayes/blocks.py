@@ -4,12 +4,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import chi2
 
+from ivimbayes.digest import code_digest
 from ivimbayes.kernel import COLUMNS, EFFECTIVE, EVIDENCE, FIELDS, K_HAT, SQUARE, voxel_posteriors
 from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol, make_work
 from ivimbayes.maps import MAPPED, NAMES, STATUS
@@ -60,11 +59,7 @@ class Task:
     @cached_property
     def digest(self) -> str:
         """Of everything in it."""
-        digest = hashlib.sha256(" ".join(version(p) for p in ("numba", "numpy", "scipy")).encode())
-        folder = Path(__file__).parent
-        for pattern in ("lanes.py", "kernel*.py", "populations.py", "blocks.py"):
-            for path in sorted(folder.glob(pattern)):
-                digest.update(path.read_bytes())
+        digest = hashlib.sha256(code_digest().encode())
         for name in (
             "shape",
             "noise",

@@ -23,6 +23,7 @@ from arviz_stats.ecdf_utils import ecdf_pit
 from ivimbayes.convergence import measure_chains
 from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import callbacks, noise_constant, split_draws
+from ivimbayes.digest import code_digest
 from ivimbayes.errors import InputError
 from ivimbayes.images import one_line
 from ivimbayes.noise import NOISES, gaussian_logp
@@ -33,7 +34,6 @@ from ivimbayes.sampling import (
     Running,
     Settings,
     chain_options,
-    code_digest,
     prepare_region,
     retry_factor,
 )

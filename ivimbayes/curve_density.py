@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ivimbayes.jit import jit
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_density import curve_sums, start_products
-from ivimbayes.lanes import Array, exponential, jit, logarithm
+from ivimbayes.lanes import Array, exponential, logarithm
 
 MODES = 5  # of a curve at most
 FAR = 100.0  # of phi

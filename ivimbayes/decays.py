@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.lanes import B_DIGITS, Array, jit, step_table
+from ivimbayes.jit import jit
+from ivimbayes.lanes import B_DIGITS, Array, step_table
 
 FITTED = ("S0", "f", "D", "D_star")
 S0, F, D, FAST = range(4)  # their places

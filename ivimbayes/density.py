@@ -19,7 +19,8 @@ import numpy as np
 from scipy.special import expit
 
 from ivimbayes.correlation import beta_shapes
-from ivimbayes.lanes import B_DIGITS, KEEP, allocating_jit, jit, step_table
+from ivimbayes.jit import allocating_jit, c_function, jit
+from ivimbayes.lanes import B_DIGITS, step_table
 from ivimbayes.likelihood import (
     NOISE_KINDS,
     Form,
@@ -46,7 +47,7 @@ from ivimbayes.triangles import (
 
 LANES = 128  # at most; a multiple of 4
 LN_2PI = math.log(2 * math.pi)
-GAUSSIAN, RICIAN = NOISE_KINDS.index("gaussian"), NOISE_KINDS.index("rician")
+GAUSSIAN, RICIAN, STUDENT_T = (NOISE_KINDS.index(kind) for kind in ("gaussian", "rician", "student_t"))
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -184,7 +185,7 @@ def noise_constant(noise: str, signal: Array, averages: Array) -> Array:
     """Terms of the log-density of voxels' signals (voxel, measurement) that depend on no parameter."""
     if noise == "rician":
         return np.asarray(np.log(signal * averages).sum(axis=1))
-    each = math.log(3 / 8) if noise == "student_t" else -0.5 * LN_2PI
+    each = {"gaussian": -0.5 * LN_2PI, "student_t": math.log(3 / 8)}[noise]
     return np.asarray((each + 0.5 * np.log(averages)).sum(axis=1))
 
 
@@ -325,10 +326,12 @@ def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve,
         rician(
             region.signal[block], present, curve, theta[P], variance, curve_bar, out[P], bars, work
         )  # fmt: skip
-    else:
+    elif region.noise == STUDENT_T:
         student_t(
             region.signal[block], present, curve, theta[P], variance, curve_bar, out[P], bars, work
         )  # fmt: skip
+    else:
+        bars[3, 0] = np.nan
     signal_adjoint(region.form, curve_bar, root, region.b, shape, out)
 
 
@@ -506,7 +509,9 @@ def _noise_logs(region):
     """How often ln variance is taken off a voxel's density."""
     if region.noise == GAUSSIAN:
         return 0.5 * (region.measurements - 1)
-    return region.measurements if region.noise == RICIAN else 0.5 * region.measurements
+    if region.noise == RICIAN:
+        return region.measurements
+    return 0.5 * region.measurements if region.noise == STUDENT_T else np.nan
 
 
 @allocating_jit
@@ -712,8 +717,8 @@ def callbacks() -> tuple[Any, Any]:
     number = nb.types.CPointer(nb.types.float64)
     size, status, data = nb.types.uint64, nb.types.int64, nb.types.voidptr
     compiled = (
-        nb.cfunc(status(size, number, number, number, data), cache=KEEP)(_density_callback),
-        nb.cfunc(status(size, size, number, number, data), cache=KEEP)(_copy_callback),
+        c_function(status(size, number, number, number, data), _density_callback),
+        c_function(status(size, size, number, number, data), _copy_callback),
     )
     return compiled
 

@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from ivimbayes.jit import jit
 from ivimbayes.kernel_averages import log_means, mean_weights, over_draws
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_density import evaluate_lone
@@ -27,7 +28,7 @@ from ivimbayes.kernel_passes import (
 )
 from ivimbayes.kernel_summaries import describe, resample
 from ivimbayes.kernel_weights import moments, normalise, spread_error
-from ivimbayes.lanes import jit, logarithms
+from ivimbayes.lanes import logarithms
 
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)

@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 
+from ivimbayes.jit import jit
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_weights import finish_weights, largest, total_and_squares
-from ivimbayes.lanes import exponential, jit, logarithm
+from ivimbayes.lanes import exponential, logarithm
 
 
 @jit

@@ -5,8 +5,9 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.special import i0e
 
+from ivimbayes.jit import jit
 from ivimbayes.kernel_data import WIDTH
-from ivimbayes.lanes import exponential, jit, logarithm, logarithms
+from ivimbayes.lanes import exponential, logarithm, logarithms
 
 BESSEL_CENTRE = 1.5
 

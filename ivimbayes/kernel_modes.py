@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 
+from ivimbayes.jit import jit
 from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
-from ivimbayes.lanes import exponential, jit
+from ivimbayes.lanes import exponential
 
 STEPS = 40
 STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd

@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 
+from ivimbayes.jit import allocating_jit, jit, sum_jit
 from ivimbayes.kernel_data import CLASSES, WIDTH
-from ivimbayes.lanes import allocating_jit, exponential, jit, logarithm, sum_jit
+from ivimbayes.lanes import exponential, logarithm
 
 
 @jit

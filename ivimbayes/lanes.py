@@ -4,11 +4,12 @@
 import math
 from typing import Any
 
-import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+from ivimbayes.jit import jit
 
 LOG2_E = 1 / math.log(2)
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # Cody and Waite (1980)
@@ -17,25 +18,6 @@ TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
 ROUND = 1.5 * 2.0**52
 B_DIGITS = 6  # b values (s/mm²) that agree to so many decimals are one
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def _can_keep() -> bool:
-    """Whether numba finds a folder for compiled code: beside this file, or the user's cache."""
-    try:
-        nb.njit(_can_keep, cache=True)
-    except RuntimeError:
-        return False
-    return True
-
-
-KEEP = _can_keep()
-# Each call that hands over arrays counts references to all of them, atomically, which took a third of the
-# maps' time. Without (an option of numba since 0.18) a function may neither allocate an array nor return one,
-# nor call one that returns one.
-OPTIONS = {"cache": KEEP, "error_model": "numpy", "nogil": True}
-jit = nb.njit(**OPTIONS, fastmath={"contract"}, _nrt=False)
-sum_jit = nb.njit(**OPTIONS, fastmath={"contract", "reassoc", "nsz"}, _nrt=False)
-allocating_jit = nb.njit(**OPTIONS, fastmath={"contract"}, _nrt=True)
 
 
 def step_table(b: Array) -> tuple[Array, Array]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.lanes import allocating_jit, exponential, jit, logarithm
+from ivimbayes.jit import allocating_jit, jit
+from ivimbayes.lanes import exponential, logarithm
 from ivimbayes.noise import BESSEL_HIGH, BESSEL_LOW, BESSEL_SPLIT, T_NU
 from ivimbayes.signals import Signal
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ from nutpie.compile_pymc import CompiledPyMCModel
 from ivimbayes.collect import collect_region, join_regions
 from ivimbayes.convergence import measure_chains
 from ivimbayes.density import callbacks, coordinates, pack_region
+from ivimbayes.digest import code_digest
 from ivimbayes.errors import InputError
 from ivimbayes.interruption import LEAST, FitInterrupted, Interrupted, cut_chains, cut_regions
 from ivimbayes.joined import write_regions
 from ivimbayes.modes import Population, population_mode
+from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol import require_protocol
@@ -215,7 +216,7 @@ def plan_fit(
     assigned = region_priors(list(chosen), spec, tissue, priors)
     for prior in {prior.name: prior for prior in assigned.values()}.values():
         require_protocol(scan, spec.signal, prior, warn=False)
-    if spec.noise == "rician" and scan.attrs.get("real_valued"):
+    if NOISES[spec.noise].magnitude and scan.attrs.get("real_valued"):
         raise InputError(
             "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
         )
@@ -565,15 +566,6 @@ def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.n
             z.ravel(),
         ]
     )
-
-
-@cache
-def code_digest() -> str:
-    """Of what computes: the package's own files, and the versions of those it stands on."""
-    digest = hashlib.sha256(json.dumps([version(p) for p in ("nutpie", "numpy", "numba")]).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _key(task: RegionTask, settings: Settings) -> str:

@@ -14,9 +14,10 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.density import callbacks
+from ivimbayes.digest import code_digest
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.running import connect
-from ivimbayes.sampling import Settings, code_digest, sample_region
+from ivimbayes.sampling import Settings, sample_region
 from ivimbayes.spec import ModelSpec
 from ivimbayes.storage import read_tree, write_tree
 

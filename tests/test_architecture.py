@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ivimbayes"
 FLOORS = (
-    {"errors"},
-    {"images"},
+    {"errors", "digest"},
+    {"images", "jit"},
     {
         "signals",
         "noise",

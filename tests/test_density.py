@@ -273,8 +273,8 @@ def test_compiled_code_is_kept_between_processes() -> None:
     script = (
         "import numba.core.caching as c, sys\n"
         "if len(sys.argv) > 1: c.CacheImpl._locator_classes = c.CacheImpl._locator_classes[:0]\n"
-        "from ivimbayes import density as d\n"
-        "print(d.KEEP, d.callbacks()[0].cache_hits if d.KEEP else '')\n"
+        "from ivimbayes import density as d, jit\n"
+        "print(jit.KEEP, d.callbacks()[0].cache_hits if jit.KEEP else '')\n"
     )
 
     def run(*words: str) -> list[str]:
@@ -285,3 +285,22 @@ def test_compiled_code_is_kept_between_processes() -> None:
     callbacks()
     assert run() == ["True", "1"]
     assert run("nowhere") == ["False"]
+
+
+def test_an_unknown_noise_is_an_error_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dispatch on the noise has a default: a noise that is only half added fails loudly."""
+    monkeypatch.setitem(NOISES, "chi", NOISES["student_t"])
+    scan, _ = simulate(B, 30, voxels=6, seed=3)
+    chosen = choose_voxels(scan)["region-1"]
+    signal, averages = chosen["signal"].values / 100, chosen["averages"].values
+    spec = ModelSpec()
+    with pytest.raises(ValueError, match="chi"):
+        population_mode(signal, averages, np.array(B, float), spec.prior, None, "biexponential", "chi")
+    with pytest.raises(KeyError, match="chi"):
+        noise_constant("chi", signal, averages)
+    found = population_mode(signal, averages, np.array(B, float), spec.prior)
+    block = pack_region(model_data(chosen, spec, found, 100.0), spec)
+    x = np.zeros(coordinates(block))
+    assert np.isfinite(log_density(x, np.empty_like(x), block))
+    block[7] = 3  # of no noise
+    assert np.isnan(log_density(x, np.empty_like(x), block))

@@ -541,15 +541,6 @@ def test_a_large_fit_stays_in_its_file(short_fit: xr.DataTree, tmp_path: Path, r
     refused(lambda: read_fit(tmp_path / "other.nc", large=0), "holds no posterior")
 
 
-def test_checkpoints_of_other_code_are_not_taken(monkeypatch: Any) -> None:
-    before = sampling.code_digest()
-    assert before == sampling.code_digest()
-    sampling.code_digest.cache_clear()
-    monkeypatch.setattr(sampling, "version", lambda _: "0")
-    assert sampling.code_digest() != before
-    sampling.code_digest.cache_clear()
-
-
 def test_netcdf_that_points_elsewhere_or_promises_too_much(
     short_fit: xr.DataTree, tmp_path: Path, refused: Refused
 ) -> None:
