@@ -29,6 +29,9 @@ from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .estimates import region_estimates as region_estimates
 from .interruption import FitInterrupted as FitInterrupted
+from .io.netcdf import read_tree as read_tree
+from .io.netcdf import write_tree as write_tree
+from .io.scans import read_scan as read_scan
 from .joint import fit_joint as fit_joint
 from .least_squares import fit_full as fit_full
 from .least_squares import fit_segmented as fit_segmented
@@ -56,7 +59,6 @@ from .relaxation import relaxation_times as relaxation_times
 from .relaxation import volume_fraction as volume_fraction
 from .report import write_report as write_report
 from .sampling import fit as fit
-from .scans import read_scan as read_scan
 from .sensitivity import prior_sensitivity as prior_sensitivity
 from .sessions import compare_fits as compare_fits
 from .sessions import repeatability as repeatability
@@ -65,8 +67,6 @@ from .signals import predict as predict
 from .simulate import phantom as phantom
 from .simulate import simulate as simulate
 from .spec import ModelSpec as ModelSpec
-from .storage import read_tree as read_tree
-from .storage import write_tree as write_tree
 from .study import simulate_study as simulate_study
 from .summary import diagnose as diagnose
 from .summary import summarize as summarize

@@ -33,6 +33,8 @@ from ivimbayes.bids_results import (
 from ivimbayes.cohort import fit_cohort
 from ivimbayes.contrasts import write_cohort
 from ivimbayes.errors import InputError, printable
+from ivimbayes.io.scans import file_digest, read_scan, roi_names
+from ivimbayes.io.tables import read_table
 from ivimbayes.priors import TissuePrior, read_priors
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
@@ -48,9 +50,7 @@ from ivimbayes.sampling import (
     finish_file,
     plan_fit,
 )
-from ivimbayes.scans import file_digest, read_scan, roi_names
 from ivimbayes.spec import ModelSpec
-from ivimbayes.tables import read_table
 from ivimbayes.voxels import VOXELS_PER_ROI
 from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 from ivimbayes.workers import RegionJob, Result, open_workers, sample_jobs

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line, read_json
+from ivimbayes.io.text import one_line, read_json
 
 LABEL = re.compile(r"[A-Za-z0-9]+")
 NAME = re.compile(r"((?:[a-z]+-[A-Za-z0-9]+_)*)([A-Za-z0-9]+)(\.[a-z.]+)")

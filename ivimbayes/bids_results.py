@@ -15,14 +15,14 @@ import xarray as xr
 
 from ivimbayes.bids_layout import Run, parse_name, read_description
 from ivimbayes.errors import InputError, printable
-from ivimbayes.images import read_json
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.tables import read_table
+from ivimbayes.io.text import read_json
 from ivimbayes.maps import write_maps
 from ivimbayes.report import render_report
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import replacing
 from ivimbayes.summary import VERDICTS, diagnose, summarize
-from ivimbayes.tables import read_table
 
 BIDS_VERSION = "1.10.0"
 KEPT = ".ivimbayes"  # finished regions of unfinished runs

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import chi2
 
-from ivimbayes.digest import code_digest
+from ivimbayes.io.digest import code_digest
 from ivimbayes.kernel import COLUMNS, EFFECTIVE, EVIDENCE, FIELDS, K_HAT, SQUARE, voxel_posteriors
 from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol, make_work
 from ivimbayes.maps import MAPPED, NAMES, STATUS

@@ -143,8 +143,8 @@ def fit_command(
     Exit status 0: results written. 2: nothing written, the message says why. 3: results written, a region's
     posterior is not to be trusted.
     """
+    from ivimbayes.io.scans import read_scan
     from ivimbayes.sampling import fit
-    from ivimbayes.scans import read_scan
     from ivimbayes.spec import ModelSpec
 
     options: dict[str, Any] = {
@@ -196,10 +196,10 @@ def prior_command(
 
     It takes the options of fit. Exit status 0: checked, also where signals lie outside. 2: bad input.
     """
+    from ivimbayes.io.atomic import replacing
+    from ivimbayes.io.scans import read_scan
     from ivimbayes.prior_check import prior_check, tabulate_check, verdicts
-    from ivimbayes.scans import read_scan
     from ivimbayes.spec import ModelSpec
-    from ivimbayes.storage import replacing
     from ivimbayes.terminal import print_check
 
     check_table(out, overwrite)
@@ -241,8 +241,8 @@ def demo(
 
     The phantom is written to the folder phantom, as NIfTI, the truth of the regions to truth.tsv.
     """
+    from ivimbayes.io.scans import read_scan, write_scan
     from ivimbayes.sampling import fit
-    from ivimbayes.scans import read_scan, write_scan
     from ivimbayes.simulate import phantom
 
     simulated, truth = phantom()
@@ -307,8 +307,8 @@ def map_command(
     a run that was ended.
     """
     from ivimbayes.fits import read_fit
+    from ivimbayes.io.scans import read_scan
     from ivimbayes.maps import describe_maps
-    from ivimbayes.scans import read_scan
     from ivimbayes.voxelwise import posterior_maps
 
     if form not in FORMATS:
@@ -366,8 +366,8 @@ def ls_command(
 
     Without --rois or --mask every voxel of the image is fitted.
     """
+    from ivimbayes.io.scans import read_scan
     from ivimbayes.least_squares import describe_regions, fit_full, fit_segmented
-    from ivimbayes.scans import read_scan
     from ivimbayes.terminal import print_regions
 
     options: dict[str, Any] = {"cores": cores, "progress": not quiet}
@@ -527,8 +527,8 @@ def volume(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
+    from ivimbayes.io.netcdf import read_tree
     from ivimbayes.relaxation import correct_fraction, tabulate_fractions
-    from ivimbayes.storage import read_tree
     from ivimbayes.terminal import print_volume
 
     check_table(out, overwrite)

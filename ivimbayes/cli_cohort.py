@@ -47,7 +47,7 @@ def cohort_command(
     """
     from ivimbayes.cohort import fit_cohort
     from ivimbayes.contrasts import all_contrasts, write_cohort
-    from ivimbayes.images import one_line
+    from ivimbayes.io.text import one_line
     from ivimbayes.terminal import print_effects
 
     there = [name for name in FILES if (out / name).exists()]
@@ -70,7 +70,7 @@ def cohort_command(
 
 def read_design_file(path: Path) -> "pd.DataFrame":
     """Read the table of a study: a row for each scan, whose results folder is in the column fit."""
-    from ivimbayes.tables import read_table
+    from ivimbayes.io.tables import read_table
 
     types = {"fit": str, "subject": str}
     table = read_table(path, "write a tab-separated table", na_values=["n/a", ""], dtype=types)

@@ -162,8 +162,8 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
 
 def _read_b(text: str) -> "np.ndarray":
     """Read b values, from a file or as given."""
+    from ivimbayes.io.scans import read_bval
     from ivimbayes.protocol import check_values
-    from ivimbayes.scans import read_bval
 
     try:
         numbers = [float(word) for word in text.replace(",", " ").split()]

@@ -8,12 +8,12 @@ import xarray as xr
 
 from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import noise_constant, split_draws
+from ivimbayes.io.netcdf import shorten
 from ivimbayes.noise import NOISES
 from ivimbayes.second import add_second, draw_second_prior, second_probability
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.simulate import draw_region_prior, draw_theta
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
-from ivimbayes.storage import shorten
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
 STATS = {

@@ -13,10 +13,11 @@ import xarray as xr
 
 from ivimbayes.cohort import Design
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line, read_json
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.netcdf import load_tree, write_tree
+from ivimbayes.io.text import one_line, read_json
 from ivimbayes.sessions import change_row
 from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.storage import load_tree, replacing, write_tree
 
 OWN = ("fit", "roi", "parameter", "unit", "alone", "mean", "median", "sd", "low", "high")  # of `scan_table`
 CONTRASTS = (

@@ -17,7 +17,7 @@ import xarray as xr
 from scipy.io import loadmat
 
 from ivimbayes.errors import InputError
-from ivimbayes.scans import as_scan
+from ivimbayes.io.scans import as_scan
 from ivimbayes.simulate import phantom as phantom
 
 try:

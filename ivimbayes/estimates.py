@@ -12,11 +12,11 @@ import xarray as xr
 from arviz_stats.base import array_stats
 
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.images import one_line, read_json
+from ivimbayes.io.netcdf import check_netcdf
+from ivimbayes.io.text import one_line, read_json
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import check_netcdf
 from ivimbayes.summary import diagnose
 
 LEAST_GAIN = -0.5  # of a scan's information on a direction of theta, over the prior's

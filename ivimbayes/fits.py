@@ -5,11 +5,11 @@ from pathlib import Path
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line, read_json
+from ivimbayes.io.netcdf import open_tree, read_tree
+from ivimbayes.io.text import one_line, read_json
 from ivimbayes.priors import TissuePrior
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import open_tree, read_tree
 
 GROUPS = ("posterior", "sample_stats", "constant_data", "observed_data")
 LARGE = 1 << 28  # bytes of a file; the draws of a larger one are read as they are used

@@ -302,8 +302,8 @@ def write_results(
 
 def write_map_files(made: "xr.Dataset", out: OutFolder, form: str) -> None:
     """Write maps in a format, in place of those in the folder."""
+    from ivimbayes.io.netcdf import write_netcdf
     from ivimbayes.maps import map_files, write_maps
-    from ivimbayes.storage import write_netcdf
 
     if form == "nifti":
         write_maps(made, out.new)
@@ -336,7 +336,7 @@ def check_table(out: Path | None, overwrite: bool) -> None:
 
 def write_table(table: "pd.DataFrame", out: Path | None) -> None:
     """Write a table (TSV), if a file is named."""
-    from ivimbayes.storage import replacing
+    from ivimbayes.io.atomic import replacing
 
     if out is not None:
         with replacing(out) as path:

@@ -20,7 +20,7 @@ from typing import Any
 import numba as nb
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-from ivimbayes.digest import code_digest
+from ivimbayes.io.digest import code_digest
 
 
 class PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]

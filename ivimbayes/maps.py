@@ -13,9 +13,11 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line, open_image, read_json, read_values
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.netcdf import check_netcdf
+from ivimbayes.io.nifti import open_image, read_values
+from ivimbayes.io.text import one_line, read_json
 from ivimbayes.signals import PARAMETERS
-from ivimbayes.storage import check_netcdf, replacing
 
 SPACE = ("x", "y", "z")
 ZARR: dict[str, Any] = {"engine": "zarr", "zarr_format": 3, "consolidated": False}  # 2 may hold pickles

@@ -10,9 +10,9 @@ import xarray as xr
 
 from ivimbayes.correlation import covariance
 from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.io.scans import roi_names
 from ivimbayes.maps import SPACE
 from ivimbayes.priors import TissuePrior
-from ivimbayes.scans import roi_names
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import draw_region_prior
 from ivimbayes.spec import ModelSpec

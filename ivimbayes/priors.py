@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
+from ivimbayes.io.text import one_line
 from ivimbayes.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.storage import read_tree
+from ivimbayes.io.netcdf import read_tree
 
 
 @dataclass(frozen=True)

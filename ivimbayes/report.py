@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from ivimbayes.density_plots import plot_joint, plot_prior_posterior
 from ivimbayes.figures import unit_of
+from ivimbayes.io.atomic import replacing
 from ivimbayes.methods import describe_methods
 from ivimbayes.noise import NOISES
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
@@ -29,7 +30,6 @@ from ivimbayes.regions import region_tree
 from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.slices import draw_slices, has_numbers
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import replacing
 from ivimbayes.summary import VERDICTS, Diagnosis, diagnose, summarize
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page

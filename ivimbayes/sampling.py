@@ -22,10 +22,11 @@ from nutpie.compile_pymc import CompiledPyMCModel
 from ivimbayes.collect import collect_region, join_regions
 from ivimbayes.convergence import measure_chains
 from ivimbayes.density import callbacks, coordinates, pack_region
-from ivimbayes.digest import code_digest
 from ivimbayes.errors import InputError
 from ivimbayes.interruption import LEAST, FitInterrupted, Interrupted, cut_chains, cut_regions
-from ivimbayes.joined import write_regions
+from ivimbayes.io.append import write_regions
+from ivimbayes.io.digest import code_digest
+from ivimbayes.io.netcdf import open_tree, read_tree, write_tree
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior
@@ -35,7 +36,6 @@ from ivimbayes.regions import Region
 from ivimbayes.second import Second, find_second
 from ivimbayes.signals import SIGNALS
 from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
-from ivimbayes.storage import open_tree, read_tree, write_tree
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import read_json
+from ivimbayes.io.text import read_json
 from ivimbayes.modes import Population
 from ivimbayes.noise import NOISES
 from ivimbayes.priors import TissuePrior, assign_priors, read_priors, tissue_prior

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import read_json
+from ivimbayes.io.text import read_json
 from ivimbayes.maps import MAPPED, NAMES, SPACE, STATUS
 
 Block = tuple[slice, slice, slice]

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ivimbayes.errors import InputError
+from ivimbayes.io.atomic import replacing
 from ivimbayes.noise import NOISES
 from ivimbayes.priors import TISSUES
 from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import PHANTOM_B, PHANTOM_SPREAD, draw_theta
-from ivimbayes.storage import replacing
 
 SHAPE = (8, 8, 2)
 BETWEEN_SUBJECTS, BETWEEN_SESSIONS = (0.20, 0.05, 0.20), (0.08, 0.03, 0.10)  # sd of theta

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.scans import roi_names
+from ivimbayes.io.scans import roi_names
 
 LEVELS = ("voxel", "mean")
 VOXELS_PER_ROI = 200

@@ -14,12 +14,12 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.density import callbacks
-from ivimbayes.digest import code_digest
 from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.io.digest import code_digest
+from ivimbayes.io.netcdf import read_tree, write_tree
 from ivimbayes.running import connect
 from ivimbayes.sampling import Settings, sample_region
 from ivimbayes.spec import ModelSpec
-from ivimbayes.storage import read_tree, write_tree
 
 WAITING = 32  # regions handed out at least, so that a cluster that grows with its queue sees one
 Result = xr.DataTree | Exception

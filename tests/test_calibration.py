@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import ivimbayes as ib
 from ivimbayes import calibration
-from ivimbayes.calibration import Running, _draw, _draw_once, _protocol, _Study
+from ivimbayes.calibration import _draw, _draw_once, _protocol, _Study
 from ivimbayes.cli import app
-from ivimbayes.sampling import Settings
+from ivimbayes.sampling import Running, Settings
 from ivimbayes.spec import ModelSpec
 
 MONO = ModelSpec("monoexponential")

@@ -12,7 +12,7 @@ from test_scans import FAULTS, truncate
 
 import ivimbayes.sampling
 from ivimbayes import cli, diagnose, read_tree, summarize, write_tree
-from ivimbayes.storage import open_tree
+from ivimbayes.io.netcdf import open_tree
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "20", "--quiet")

@@ -24,9 +24,9 @@ from ivimbayes.compare import (
     plausible,
     stacking_weights,
 )
+from ivimbayes.io.netcdf import shorten
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.signals import SIGNALS
-from ivimbayes.storage import shorten
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import choice  # noqa: E402

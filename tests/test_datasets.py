@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 import ivimbayes
 from ivimbayes import datasets, fit_segmented, read_scan
-from ivimbayes.scans import roi_names, write_scan
+from ivimbayes.io.scans import roi_names, write_scan
 
 ABDOMEN = "data/volunteer1.mat"
 PROSTATE = "IVIM_DKI_data/IVIM_DKI_3T"

@@ -55,7 +55,7 @@ print(round(w[1], 3), sum(normalise.stats.cache_hits.values()))
 
 @pytest.mark.parametrize("name", ["lanes.py", "spec.py"])
 def test_the_digest_of_the_code_covers_every_file(copied: Path, name: str) -> None:
-    code = "from ivimbayes.digest import code_digest; print(code_digest())"
+    code = "from ivimbayes.io.digest import code_digest; print(code_digest())"
     before = said(copied, code)
     assert said(copied, code) == before
     path = copied / "ivimbayes" / name
@@ -69,7 +69,7 @@ def test_the_digest_of_the_code_covers_every_file(copied: Path, name: str) -> No
 
 
 def test_the_digest_knows_the_releases_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ivimbayes import digest
+    from ivimbayes.io import digest
 
     before = digest.code_digest()
     digest.code_digest.cache_clear()

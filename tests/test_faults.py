@@ -24,9 +24,9 @@ from conftest import SHORT, Case
 
 import ivimbayes.convergence as convergence
 import ivimbayes.folders as folders
-import ivimbayes.joined as joined
+import ivimbayes.io.append as joined
+import ivimbayes.io.netcdf as storage
 import ivimbayes.sampling as sampling
-import ivimbayes.storage as storage
 import ivimbayes.workers as workers
 from ivimbayes import (
     ModelSpec,
@@ -47,13 +47,14 @@ from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fits import read_fit
 from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
 from ivimbayes.interruption import FitInterrupted
-from ivimbayes.joined import write_regions
-from ivimbayes.labels import read_label_names
+from ivimbayes.io.append import write_regions
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.labels import read_label_names
+from ivimbayes.io.netcdf import open_tree
+from ivimbayes.io.tables import read_table
 from ivimbayes.priors import read_priors
 from ivimbayes.regions import Region, region_tree
-from ivimbayes.storage import open_tree, replacing
 from ivimbayes.stores import ZarrStore, unfinished_store
-from ivimbayes.tables import read_table
 
 Refused = Callable[..., str]
 KILLS = Path(__file__).parent / "faults" / "kills.py"

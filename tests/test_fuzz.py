@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from ivimbayes import posterior_maps, read_maps, read_scan, write_maps
 from ivimbayes.errors import InputError
-from ivimbayes.labels import read_label_names
-from ivimbayes.scans import read_bval
+from ivimbayes.io.labels import read_label_names
+from ivimbayes.io.scans import read_bval
 
 FUZZ = Path(__file__).parent / "fuzz" / "fuzz.py"
 Refused = Callable[..., str]

@@ -8,12 +8,13 @@ import pytest
 import xarray as xr
 from scipy.stats import ks_2samp, multivariate_normal, multivariate_t
 
+from ivimbayes.correlation import covariance
 from ivimbayes.model import Informed, build_model
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.noise import gaussian_logp
 from ivimbayes.priors import tissue_prior
 from ivimbayes.signals import SIGNALS
-from ivimbayes.simulate import covariance, draw_region_prior, simulate
+from ivimbayes.simulate import draw_region_prior, simulate
 from ivimbayes.spec import ModelSpec, model_data
 from ivimbayes.voxels import choose_voxels
 

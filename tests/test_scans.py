@@ -11,7 +11,7 @@ import pytest
 from conftest import B, Case
 
 from ivimbayes import phantom, read_scan
-from ivimbayes.scans import roi_names, write_scan
+from ivimbayes.io.scans import roi_names, write_scan
 
 
 def test_a_scan_is_read(case: Case) -> None:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta, kstest
 
+from ivimbayes.correlation import covariance, draw_correlation
 from ivimbayes.priors import tissue_prior
-from ivimbayes.simulate import covariance, draw_correlation, draw_region_prior, phantom, simulate
+from ivimbayes.simulate import draw_region_prior, phantom, simulate
 
 
 @pytest.mark.parametrize("eta", [1.0, 2.0, 5.0])

@@ -6,7 +6,8 @@ import pytest
 import xarray as xr
 
 from ivimbayes import read_tree, write_tree
-from ivimbayes.storage import replacing, shorten
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.netcdf import shorten
 
 
 def test_round_trip_is_identical(short_fit: xr.DataTree, tmp_path: Path) -> None:

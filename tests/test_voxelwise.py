@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from ivimbayes import InputWarning, ModelSpec, fit, phantom, posterior_maps, read_tree, write_maps
 from ivimbayes.blocks import Task, map_block
 from ivimbayes.cli import app
+from ivimbayes.io.scans import write_scan
 from ivimbayes.maps import MAPPED, NAMES, STATUS
 from ivimbayes.populations import Population
-from ivimbayes.scans import write_scan
 from ivimbayes.signals import SIGNALS
 from ivimbayes.voxelwise import _make_task
 

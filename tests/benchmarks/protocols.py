@@ -15,8 +15,8 @@ import numpy as np
 
 from ivimbayes import design_protocol, expected_precision, fit_full, predict, recommended_protocol
 from ivimbayes.design import describe_b
+from ivimbayes.io.scans import as_scan
 from ivimbayes.precision import make_plan
-from ivimbayes.scans import as_scan
 from ivimbayes.signals import SIGNALS
 
 TISSUES = ("liver", "kidney", "brain", "pancreas", "prostate")

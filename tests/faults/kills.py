@@ -25,7 +25,7 @@ import pandas as pd
 import xarray as xr
 
 import ivimbayes as ib
-from ivimbayes.scans import write_scan
+from ivimbayes.io.scans import write_scan
 
 DRAWS = ("--draws", "200", "--tune", "300", "--chains", "2", "--no-retry", "--quiet")
 

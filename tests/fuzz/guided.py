@@ -15,15 +15,15 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["ivimbayes.labels", "ivimbayes.priors", "ivimbayes.scans", "ivimbayes.images", "ivimbayes.tables", "tomllib", "json", "csv"]):  # fmt: skip
+with atheris.instrument_imports(include=["ivimbayes.io.labels", "ivimbayes.priors", "ivimbayes.io.scans", "ivimbayes.io.nifti", "ivimbayes.io.tables", "tomllib", "json", "csv"]):  # fmt: skip
     import numpy as np
 
     from ivimbayes.errors import InputError
-    from ivimbayes.images import open_image, read_values
-    from ivimbayes.labels import read_label_names
+    from ivimbayes.io.labels import read_label_names
+    from ivimbayes.io.nifti import open_image, read_values
+    from ivimbayes.io.scans import read_bval
+    from ivimbayes.io.tables import read_table
     from ivimbayes.priors import read_priors
-    from ivimbayes.scans import read_bval
-    from ivimbayes.tables import read_table
 
 FOLDER = Path(tempfile.mkdtemp())
 

@@ -15,9 +15,10 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import by, one_line, open_image, read_values
-from ivimbayes.labels import read_label_names
-from ivimbayes.storage import replacing
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.labels import read_label_names
+from ivimbayes.io.nifti import open_image, read_values
+from ivimbayes.io.text import by, one_line
 
 
 class _LazyVolumes(BackendArray):

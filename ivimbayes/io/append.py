@@ -12,7 +12,8 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
-from ivimbayes.storage import COMPRESSION, PIECE, replacing, tree_bytes
+from ivimbayes.io.atomic import replacing
+from ivimbayes.io.netcdf import COMPRESSION, PIECE, tree_bytes
 
 GROWING = ("roi", "voxel")  # dimensions along which regions are joined
 CHUNK = {"roi": 1, "voxel": 8}  # regions and voxels in a chunk: a region is read by itself

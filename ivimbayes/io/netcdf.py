@@ -2,9 +2,8 @@
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,13 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
+from ivimbayes.io.atomic import UMASK, replacing
+from ivimbayes.io.text import one_line
 
 MANTISSA_BITS, PIECE = 12, 1 << 24  # bits kept, and bytes written at a time
-UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(UMASK)
 RATIO, DRAWS_RATIO, DEEPEST = 1100, 100, 2  # of compression, at most; of draws; depth of groups
 COMPRESSION = {"zlib": True, "complevel": 4, "shuffle": True}
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; rename it to `path` when the block ends without an error.
-
-    Raises
-    ------
-    OSError
-        Of `path`, where it cannot be written.
-    """
-    path, temporary = Path(path), None
-    try:
-        handle, name = tempfile.mkstemp(prefix=".part-", suffix=f"-{path.name[-100:]}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o666 & ~UMASK)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or one_line(error), str(path)) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def shorten(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """NIfTI images opened with care: the header is checked against the file before anything is read."""
 
 import gzip
-import json
 import math
 import struct
 import zlib
@@ -14,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from ivimbayes.errors import InputError
+from ivimbayes.io.text import by, one_line
 
 FARTHEST = 1 << 24  # bytes of header and extensions
 GZIP_RATIO = 1100  # deflate cannot compress more than 1032 times
@@ -97,21 +97,3 @@ def _check_offset(path: Path) -> None:
                 offset = struct.unpack_from(order + kind, header, at)[0]
                 if not 0 <= offset <= FARTHEST:
                     raise ImageFileError(f"its values begin at byte {offset:g}")
-
-
-def read_json(text: str) -> Any:
-    """Parse JSON; what is nested too deeply is a `ValueError`, as all else that is none."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def by(shape: tuple[int, ...]) -> str:
-    """Write a shape in words."""
-    return " x ".join(map(str, shape))
-
-
-def one_line(error: BaseException) -> str:
-    """Give an error's message in one line, not too long."""
-    return " ".join(str(error).split())[:120] or type(error).__name__

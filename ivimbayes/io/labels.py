@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line, read_json
+from ivimbayes.io.text import one_line, read_json
 
 LONGEST = 18  # digits of a label
 

@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.errors import ParserWarning
 
 from ivimbayes.errors import InputError
-from ivimbayes.images import one_line
+from ivimbayes.io.text import one_line
 
 
 def read_table(path: Path, way_out: str, **options: Any) -> pd.DataFrame:
