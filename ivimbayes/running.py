@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -106,28 +105,6 @@ def run_on_workers(
         bar.advance(int((labels[block] != 0).sum()))
         if (following := next(blocks, None)) is not None:
             submit(*following, 1)
-
-
-@contextmanager
-def connect(scheduler: Any) -> Iterator[Any]:
-    """Give a client of the scheduler; None for None."""
-    if scheduler is None or not isinstance(scheduler, str):
-        yield scheduler
-        return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise InputError("scheduler: dask is not installed; pip install 'ivimbayes[dask]'") from None
-    try:
-        client = Client(scheduler, timeout="5s")
-    except (OSError, ValueError, TimeoutError) as error:
-        raise InputError(
-            f"scheduler {scheduler}: no dask scheduler answers there ({error}); give its address"
-        ) from None
-    with client:
-        if not client.nthreads():
-            raise InputError(f"scheduler {scheduler}: it has no workers; start some with dask worker")
-        yield client
 
 
 def _slabs(scan: xr.Dataset, todo: list[Block]) -> Iterator[tuple[list[Block], np.ndarray, int]]:

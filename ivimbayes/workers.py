@@ -1,7 +1,6 @@
 """Regions of many runs, sampled here or on dask workers; finished ones are kept in files."""
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from ivimbayes.density import callbacks
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import read_tree, write_tree
-from ivimbayes.running import connect
+from ivimbayes.parallel import connect, count_cores
 from ivimbayes.sampling import Settings, sample_region
 from ivimbayes.spec import ModelSpec
 
@@ -65,11 +64,6 @@ class RegionJob:
     def file(self, folder: Path) -> Path:
         """Where its result is kept."""
         return folder / self.run / self.spec.signal / f"region-{self.voxels.attrs['label']}.nc"
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
