@@ -35,7 +35,8 @@ from ivimbayes.contrasts import write_cohort
 from ivimbayes.errors import InputError, printable
 from ivimbayes.io.scans import file_digest, read_scan, roi_names
 from ivimbayes.io.tables import read_table
-from ivimbayes.priors import TissuePrior, read_priors
+from ivimbayes.models.priors import TissuePrior, read_priors
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
 from ivimbayes.regions import Region
@@ -50,7 +51,6 @@ from ivimbayes.sampling import (
     finish_file,
     plan_fit,
 )
-from ivimbayes.spec import ModelSpec
 from ivimbayes.voxels import VOXELS_PER_ROI
 from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 from ivimbayes.workers import RegionJob, Result, open_workers, sample_jobs

@@ -19,9 +19,9 @@ from ivimbayes.io.atomic import replacing
 from ivimbayes.io.tables import read_table
 from ivimbayes.io.text import read_json
 from ivimbayes.maps import write_maps
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.report import render_report
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
 from ivimbayes.summary import VERDICTS, diagnose, summarize
 
 BIDS_VERSION = "1.10.0"

@@ -21,13 +21,16 @@ import xarray as xr
 from arviz_stats.ecdf_utils import ecdf_pit
 
 from ivimbayes.convergence import measure_chains
-from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import callbacks, noise_constant, split_draws
 from ivimbayes.errors import InputError
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import check_netcdf, write_netcdf
 from ivimbayes.io.text import one_line
-from ivimbayes.noise import NOISES, gaussian_logp
+from ivimbayes.models.correlation import correlations, covariance, pairs
+from ivimbayes.models.noise import NOISES, gaussian_logp
+from ivimbayes.models.population import add_second, draw_region_prior, draw_second_prior, draw_theta
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import (
@@ -38,10 +41,6 @@ from ivimbayes.sampling import (
     prepare_region,
     retry_factor,
 )
-from ivimbayes.second import add_second, draw_second_prior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.simulate import draw_region_prior, draw_theta
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
 from ivimbayes.voxels import MIN_POOLED
 
 B = (0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)

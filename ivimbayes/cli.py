@@ -144,8 +144,8 @@ def fit_command(
     posterior is not to be trusted.
     """
     from ivimbayes.io.scans import read_scan
+    from ivimbayes.models.spec import ModelSpec
     from ivimbayes.sampling import fit
-    from ivimbayes.spec import ModelSpec
 
     options: dict[str, Any] = {
         "tissue": parse_tissues(tissue), "priors": priors, "voxels_per_roi": voxels_per_roi or None,
@@ -198,8 +198,8 @@ def prior_command(
     """
     from ivimbayes.io.atomic import replacing
     from ivimbayes.io.scans import read_scan
+    from ivimbayes.models.spec import ModelSpec
     from ivimbayes.prior_check import prior_check, tabulate_check, verdicts
-    from ivimbayes.spec import ModelSpec
     from ivimbayes.terminal import print_check
 
     check_table(out, overwrite)
@@ -528,7 +528,7 @@ def volume(
 ) -> None:
     """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
     from ivimbayes.io.netcdf import read_tree
-    from ivimbayes.relaxation import correct_fraction, tabulate_fractions
+    from ivimbayes.models.relaxation import correct_fraction, tabulate_fractions
     from ivimbayes.terminal import print_volume
 
     check_table(out, overwrite)
@@ -550,7 +550,7 @@ def tissues(
     priors: Priors = None,
 ) -> None:
     """List the tissues, their priors and where the numbers come from."""
-    from ivimbayes.priors import read_priors
+    from ivimbayes.models.priors import read_priors
     from ivimbayes.terminal import print_tissues
 
     print_tissues(read_priors(priors))

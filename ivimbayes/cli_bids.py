@@ -142,7 +142,7 @@ def bids_command(
     if effects:
         raise InputError("--effects belongs to the group level; leave it out")
     from ivimbayes.bids import run_participant
-    from ivimbayes.spec import ModelSpec
+    from ivimbayes.models.spec import ModelSpec
 
     try:
         table = run_participant(

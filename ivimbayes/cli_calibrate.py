@@ -65,8 +65,8 @@ def calibrate_command(
     from ivimbayes.calibration import B, calibrate, check_calibration
     from ivimbayes.check_plots import plot_calibration
     from ivimbayes.io.netcdf import write_netcdf
-    from ivimbayes.priors import read_priors, tissue_prior
-    from ivimbayes.spec import ModelSpec
+    from ivimbayes.models.priors import read_priors, tissue_prior
+    from ivimbayes.models.spec import ModelSpec
     from ivimbayes.terminal import print_calibration
 
     values = parse_numbers(b, "--b")

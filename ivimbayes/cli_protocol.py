@@ -48,8 +48,8 @@ def check_command(
 
     Exit status 0: a fit would take them. 2: it would not, or bad input.
     """
+    from ivimbayes.models.priors import read_priors, tissue_prior
     from ivimbayes.precision import expected_precision, tabulate_precision
-    from ivimbayes.priors import read_priors, tissue_prior
     from ivimbayes.protocol import check_protocol
     from ivimbayes.terminal import print_precision
 
@@ -103,8 +103,8 @@ def design_command(
     With --out the design is written as an FSL file, and the sd plotted against the number of images.
     """
     from ivimbayes.design import describe_b, design_protocol
+    from ivimbayes.models.priors import read_priors, tissue_prior
     from ivimbayes.precision import tabulate_precision
-    from ivimbayes.priors import read_priors, tissue_prior
     from ivimbayes.terminal import print_precision
 
     names = [word.strip() for word in minimise.split(",")]

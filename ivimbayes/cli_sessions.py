@@ -27,7 +27,7 @@ def compare_sessions(folders: list[Path], rope: list[str] | None, out: Path | No
 
 def _parse(words: list[str] | None) -> dict[str, float | str] | None:
     """Read --rope: half widths by parameter, in percent or in the units of tables."""
-    from ivimbayes.signals import PARAMETERS
+    from ivimbayes.models.signals import PARAMETERS
 
     if not words:
         return None

@@ -16,10 +16,10 @@ import xarray as xr
 from ivimbayes.adaptive import K_GOOD, draw_density
 from ivimbayes.cohort_density import draw_means, marginal
 from ivimbayes.convergence import ESS
-from ivimbayes.correlation import beta_shapes, correlation_cholesky, correlations, pairs
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.estimates import Fit, gaussian_likelihood, region_estimates
-from ivimbayes.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.correlation import beta_shapes, correlation_cholesky, correlations, pairs
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
 
 ETA = 2.0  # LKJ shape of the correlation between subjects
 WITHIN = 0.5  # scale of the sd between sessions, over that between subjects

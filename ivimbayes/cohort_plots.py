@@ -8,7 +8,7 @@ import xarray as xr
 from ivimbayes.contrasts import design_of, scan_table
 from ivimbayes.errors import InputError
 from ivimbayes.figures import CHAINS, GREY, label_of, one_axes, plain
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.signals import SIGNALS
 
 NAMED = 60  # scans whose names are legible beside one another
 

@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.correlation import correlations, covariance, pairs
 from ivimbayes.density import noise_constant, split_draws
 from ivimbayes.io.netcdf import shorten
-from ivimbayes.noise import NOISES
-from ivimbayes.second import add_second, draw_second_prior, second_probability
-from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.simulate import draw_region_prior, draw_theta
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
+from ivimbayes.models.correlation import correlations, covariance, pairs
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.population import (
+    add_second,
+    draw_region_prior,
+    draw_second_prior,
+    draw_theta,
+    second_probability,
+)
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
 STATS = {

@@ -10,9 +10,9 @@ import xarray as xr
 from scipy.special import logsumexp, ndtr
 
 from ivimbayes.errors import InputError
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS, Signal
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS, Signal
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import diagnose
 
 DRAWS, VOXELS = 2000, 50  # draws of a fit, voxels at a time

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import arviz as az
 import xarray as xr
 
-from ivimbayes.signals import PARAMETERS
+from ivimbayes.models.signals import PARAMETERS
 
 REPORTED = (*(f"{name}_roi" for name in PARAMETERS if name != "sigma"), "sigma")
 BETWEEN_VOXELS = ("sd", "correlation", "S0_sd")

@@ -18,7 +18,6 @@ import numba as nb
 import numpy as np
 from scipy.special import expit
 
-from ivimbayes.correlation import beta_shapes
 from ivimbayes.jit import allocating_jit, c_function, jit
 from ivimbayes.lanes import B_DIGITS, step_table
 from ivimbayes.likelihood import (
@@ -32,9 +31,10 @@ from ivimbayes.likelihood import (
     signal_curve,
     student_t,
 )
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
+from ivimbayes.models.correlation import beta_shapes
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 from ivimbayes.triangles import (
     cholesky,
     cholesky_adjoint,

@@ -24,7 +24,7 @@ from ivimbayes.figures import (
     to_line,
     unit_of,
 )
-from ivimbayes.signals import FRACTIONS
+from ivimbayes.models.signals import FRACTIONS
 
 MOST = 2000  # draws that a density is made of
 POINTS, GRID = 400, 100

@@ -8,6 +8,8 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import Array
 from ivimbayes.precision import (
     VOXELS,
     Plan,
@@ -18,10 +20,8 @@ from ivimbayes.precision import (
     prior_sd_of,
     value_slope,
 )
-from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol import check_protocol, check_values, needed_distinct, recommended_protocol
-from ivimbayes.signals import Array
 
 STARTS, TRUTHS = 4, 256  # of the exchange; values of the prior that its criterion averages over
 FEW_VOXELS, FEW_POINTS = 256, 512  # simulated where protocols are compared

@@ -14,9 +14,9 @@ from arviz_stats.base import array_stats
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.netcdf import check_netcdf
 from ivimbayes.io.text import one_line, read_json
-from ivimbayes.priors import TissuePrior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import diagnose
 
 LEAST_GAIN = -0.5  # of a scan's information on a direction of theta, over the prior's

@@ -11,8 +11,8 @@ from cycler import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ivimbayes.errors import InputError
-from ivimbayes.signals import FRACTIONS, PARAMETERS, SIGNALS, Signal
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.signals import FRACTIONS, PARAMETERS, SIGNALS, Signal
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import HDI
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = (

@@ -7,9 +7,9 @@ import xarray as xr
 from ivimbayes.errors import InputError
 from ivimbayes.io.netcdf import open_tree, read_tree
 from ivimbayes.io.text import one_line, read_json
-from ivimbayes.priors import TissuePrior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 
 GROUPS = ("posterior", "sample_stats", "constant_data", "observed_data")
 LARGE = 1 << 28  # bytes of a file; the draws of a larger one are read as they are used

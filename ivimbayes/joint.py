@@ -9,13 +9,13 @@ import pandas as pd
 import xarray as xr
 
 from ivimbayes.cohort import Density, as_cohort, check_options, read_design, region_data
-from ivimbayes.correlation import correlations
 from ivimbayes.errors import InputError
 from ivimbayes.estimates import region_estimates
-from ivimbayes.model import build_joint_model
+from ivimbayes.models.correlation import correlations
+from ivimbayes.models.pymc_model import build_joint_model
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec, model_data, sigma_scale, signal_scale
 from ivimbayes.sampling import prepare_region
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec, model_data, sigma_scale, signal_scale
 
 TUNE, ACCEPT = 1000, 0.9
 

@@ -26,9 +26,9 @@ from ivimbayes.errors import InputError
 from ivimbayes.io.scans import roi_names
 from ivimbayes.lanes import B_DIGITS
 from ivimbayes.maps import MAPPED, SPACE
+from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.progress import MapProgress
 from ivimbayes.protocol import require_protocol
-from ivimbayes.signals import PARAMETERS
 
 BOUNDS = {"f": (0.0, 1.0), "D": (0.0, 4e-3), "D_star": (0.0, 0.5)}
 METHODS = {SEGMENTED: "segmented", REFINED: "segmented, refined", FULL: "full"}

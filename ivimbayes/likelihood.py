@@ -11,8 +11,9 @@ import numpy as np
 
 from ivimbayes.jit import allocating_jit, jit
 from ivimbayes.lanes import exponential, logarithm
-from ivimbayes.noise import BESSEL_HIGH, BESSEL_LOW, BESSEL_SPLIT, T_NU
-from ivimbayes.signals import Signal
+from ivimbayes.models.bessel import BESSEL_HIGH, BESSEL_LOW, BESSEL_SPLIT
+from ivimbayes.models.noise import T_NU
+from ivimbayes.models.signals import Signal
 
 NOISE_KINDS = ("gaussian", "rician", "student_t")
 TOGETHER = 8  # factors whose logarithm is taken at once
@@ -141,7 +142,7 @@ def _decays(form, b, step, steps, left, right, shape):
 
 @jit
 def signal_curve(form, theta, root, b, step, steps, left, right, curve, shape):
-    """Curve times root for theta (parameter, lane), as `ivimbayes.signals.Signal.curve`."""
+    """Curve times root for theta (parameter, lane), as `ivimbayes.models.signals.Signal.curve`."""
     _values(form, theta, shape)
     _decays(form, b, step, steps, left, right, shape)
     C, lanes, weight, decay = form.fractions + 1, theta.shape[1], shape.weight, shape.decay
@@ -218,7 +219,7 @@ def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
 def gaussian(
     signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
 ):
-    """Gaussian noise with S0 ~ Normal(mean, S0_variance) integrated out, as `ivimbayes.noise.gaussian_logp`.
+    """Gaussian noise with S0 ~ Normal(mean, S0_variance) integrated out, as `ivimbayes.models.noise.gaussian_logp`.
 
     Leaves the adjoint of the weighted curve in ``curve_bar``, adds those of mean, variance and S0_variance to
     the rows of ``bars`` and the log-density without its determinant to the last row. ``work`` rows: G, S0
@@ -276,7 +277,7 @@ def _polynomial(u, coefficients, p, slope):
 
 @jit
 def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
-    """Rician noise given S0, as the one of `ivimbayes.noise`, without ln y and ln variance.
+    """Rician noise given S0, as the one of `ivimbayes.models.noise`, without ln y and ln variance.
 
     Leaves the adjoints of the weighted curve and of S0, adds that of the variance and the log-density to rows
     1 and 3 of ``bars``. ``work`` has 7 rows.

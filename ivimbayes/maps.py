@@ -17,7 +17,7 @@ from ivimbayes.io.atomic import replacing
 from ivimbayes.io.netcdf import check_netcdf
 from ivimbayes.io.nifti import open_image, read_values
 from ivimbayes.io.text import one_line, read_json
-from ivimbayes.signals import PARAMETERS
+from ivimbayes.models.signals import PARAMETERS
 
 SPACE = ("x", "y", "z")
 ZARR: dict[str, Any] = {"engine": "zarr", "zarr_format": 3, "consolidated": False}  # 2 may hold pickles

@@ -7,9 +7,9 @@ import pandas as pd
 import xarray as xr
 
 from ivimbayes.maps import describe_maps
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 
 
 def describe_methods(tree: xr.DataTree, table: pd.DataFrame, maps: xr.Dataset | None = None) -> list[str]:

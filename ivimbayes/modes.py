@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import i0e, i1e
 
-from ivimbayes.noise import NOISES, T_NU
-from ivimbayes.priors import TissuePrior
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.noise import NOISES, T_NU
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import SIGNALS
 
 MODE_STEPS = 60
 POPULATION_STEPS, POPULATION_MODE_STEPS = 40, 8

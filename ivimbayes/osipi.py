@@ -14,10 +14,10 @@ import xarray as xr
 from ivimbayes.curves import summarise_curves
 from ivimbayes.errors import InputError
 from ivimbayes.maps import STATUS
-from ivimbayes.priors import TissuePrior, tissue_prior
+from ivimbayes.models.priors import TissuePrior, tissue_prior
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import fit
-from ivimbayes.spec import ModelSpec
 from ivimbayes.voxelwise import posterior_maps
 
 KEYS = {"f": "f", "D": "D", "Dp": "D_star", "S0": "S0"}  # the collection's names, and the package's

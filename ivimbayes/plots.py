@@ -28,8 +28,8 @@ from ivimbayes.figures import (
     regions_of,
     signal_of,
 )
+from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.regions import voxels_of
-from ivimbayes.signals import PARAMETERS
 from ivimbayes.summary import HDI, NORMAL_SD
 
 BAND = (0.025, 0.5, 0.975)

@@ -8,14 +8,14 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from ivimbayes.correlation import covariance
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.scans import roi_names
 from ivimbayes.maps import SPACE
-from ivimbayes.priors import TissuePrior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.simulate import draw_region_prior
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.correlation import covariance
+from ivimbayes.models.population import draw_region_prior
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import diagnose
 
 POPULATION_DRAWS = 4096

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.correlation import covariance
 from ivimbayes.errors import InputError
-from ivimbayes.priors import TissuePrior
-from ivimbayes.second import add_second, draw_second_prior
-from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.simulate import draw_region_prior, draw_theta
-from ivimbayes.spec import ModelSpec, region_priors
+from ivimbayes.models.correlation import covariance
+from ivimbayes.models.population import add_second, draw_region_prior, draw_second_prior, draw_theta
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.spec import ModelSpec, region_priors
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, LEAST_DRAWS = 4000, 100

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.priors import TissuePrior, tissue_prior
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.priors import TissuePrior, tissue_prior
+from ivimbayes.models.signals import SIGNALS
 
 SAME_B = 5.0  # s/mm²: b values closer than this are one
 LOW_B = 50.0  # the lowest b must not lie above this, or S0 and f cannot be told apart

@@ -8,7 +8,7 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.figures import BLUE, GREY, ORANGE, label_of, legend_above, one_axes
-from ivimbayes.signals import PARAMETERS
+from ivimbayes.models.signals import PARAMETERS
 
 STYLES = {"designed": (BLUE, "o", "-"), "recommended": (ORANGE, "s", "--")}
 

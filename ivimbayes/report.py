@@ -23,13 +23,13 @@ from ivimbayes.density_plots import plot_joint, plot_prior_posterior
 from ivimbayes.figures import unit_of
 from ivimbayes.io.atomic import replacing
 from ivimbayes.methods import describe_methods
-from ivimbayes.noise import NOISES
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.priors import SHOWN, TissuePrior
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
-from ivimbayes.priors import SHOWN, TissuePrior
 from ivimbayes.regions import region_tree
-from ivimbayes.signals import PARAMETERS, SIGNALS
 from ivimbayes.slices import draw_slices, has_numbers
-from ivimbayes.spec import ModelSpec
 from ivimbayes.summary import VERDICTS, Diagnosis, diagnose, summarize
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page

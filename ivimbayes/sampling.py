@@ -27,15 +27,15 @@ from ivimbayes.interruption import LEAST, FitInterrupted, Interrupted, cut_chain
 from ivimbayes.io.append import write_regions
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import open_tree, read_tree, write_tree
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
 from ivimbayes.modes import Population, population_mode
-from ivimbayes.noise import NOISES
-from ivimbayes.priors import TissuePrior
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol import require_protocol
 from ivimbayes.regions import Region
 from ivimbayes.second import Second, find_second
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85

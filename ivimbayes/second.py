@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
 
-from ivimbayes.correlation import covariance
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 from ivimbayes.modes import SPREAD_WEIGHT, Population
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 
 STEPS, FIRST_SHARE, FAR, EVIDENCE = 60, 0.05, 0.1, 1.5
 
@@ -107,45 +105,3 @@ def _em(
             scatter = scatter + (weight * from_mean).T @ from_mean
         Sigma = scatter / (V + SPREAD_WEIGHT)
     return Second(mu, Sigma, share, shift, float(evidence))
-
-
-def draw_second_prior(sd: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw ``second_share`` (draw,) and ``second_shift`` (draw, parameter), given sd (draw, parameter)."""
-    return {
-        "second_share": rng.beta(*SECOND_SHAPES, len(sd)),
-        "second_shift": SECOND_SHIFT * sd * rng.standard_normal(sd.shape),
-    }
-
-
-def add_second(
-    theta: np.ndarray, share: np.ndarray, shift: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Move a share of the voxels, theta (voxel, parameter), by the shift; share () or (voxel,)."""
-    inside = rng.random(len(theta)) < share
-    return np.asarray(theta + inside[:, None] * shift)
-
-
-def second_probability(
-    theta: np.ndarray,
-    mu: np.ndarray,
-    sd: np.ndarray,
-    correlation: np.ndarray,
-    share: np.ndarray,
-    shift: np.ndarray,
-) -> np.ndarray:
-    """Compute the probability that each voxel is of the second population, given its theta.
-
-    Parameters
-    ----------
-    theta : ndarray (draw, voxel, parameter)
-    mu, sd, shift : ndarray (draw, parameter)
-    correlation : ndarray (draw, pair)
-    share : ndarray (draw,)
-
-    Returns
-    -------
-    ndarray (draw, voxel)
-    """
-    slope = np.linalg.solve(covariance(sd, correlation), shift[..., None])[..., 0]
-    middle = np.einsum("dp,dp->d", slope, mu + 0.5 * shift)
-    return np.asarray(expit(np.einsum("dvp,dp->dv", theta, slope) + (logit(share) - middle)[:, None]))

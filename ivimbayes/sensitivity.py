@@ -16,11 +16,11 @@ from numpy.polynomial import polynomial
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from ivimbayes.correlation import beta_shapes, partial_correlations
 from ivimbayes.errors import InputError
-from ivimbayes.priors import ThetaPrior, TissuePrior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale, signal_scale
+from ivimbayes.models.correlation import beta_shapes, partial_correlations
+from ivimbayes.models.priors import ThetaPrior, TissuePrior
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale, signal_scale
 from ivimbayes.summary import contraction_of, find_modes
 
 THRESHOLD = 0.05

@@ -10,8 +10,8 @@ import xarray as xr
 from scipy.stats import chi2
 
 from ivimbayes.errors import InputError
-from ivimbayes.signals import PARAMETERS, SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import HDI, Diagnosis, diagnose
 
 COMPARED = (

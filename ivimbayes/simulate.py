@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.correlation import covariance, draw_correlation
-from ivimbayes.noise import NOISES
-from ivimbayes.priors import TissuePrior, tissue_prior
-from ivimbayes.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.correlation import covariance
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.population import draw_region_prior, draw_theta
+from ivimbayes.models.priors import TissuePrior, tissue_prior
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
 
 PHANTOM_B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 PHANTOM_TISSUES = {
@@ -20,46 +21,6 @@ PHANTOM_TISSUES = {
 }
 PHANTOM_SPREAD = (0.3, 0.12, 0.3)
 PHANTOM_SHAPE = (40, 40, 2)
-
-
-def draw_region_prior(
-    prior: TissuePrior,
-    size: int,
-    rng: np.random.Generator,
-    eta: float = 2.0,
-    signal: str = "biexponential",
-) -> dict[str, np.ndarray]:
-    """Draw a region's population from its prior.
-
-    Returns
-    -------
-    dict
-        ``mu``, ``sd`` (size, parameter) in theta, ``correlation`` (size, pair), and the region's values, such
-        as ``f_roi`` (1), ``D_roi``, ``D_star_roi`` (mm²/s), of shape (size,).
-    """
-    model, (centre, width, spread) = SIGNALS[signal], prior.theta(signal)
-    P = len(centre)
-    mu = centre + width * rng.standard_normal((size, P))
-    sd = np.abs(spread * rng.standard_normal((size, P)))
-    correlation = draw_correlation(eta, size, rng, P)
-    region = {f"{p}_roi": v for p, v in zip(model.parameters, model.values(*mu.T), strict=True)}
-    return {"mu": mu, "sd": sd, "correlation": correlation, **region}
-
-
-def draw_theta(
-    mu: np.ndarray,
-    Sigma: np.ndarray,
-    voxels: int,
-    rng: np.random.Generator,
-    population: str = "normal",
-    nu: float = 3.0,
-) -> np.ndarray:
-    """Draw theta (voxel, parameter) of voxels from a population."""
-    P = len(mu)
-    z = rng.standard_normal((voxels, P))
-    if population == "student_t":
-        z = z / np.sqrt(rng.chisquare(nu, (voxels, 1)) / nu)
-    return np.asarray(mu + z @ np.linalg.cholesky(Sigma + 1e-12 * np.eye(P)).T)
 
 
 def simulate(

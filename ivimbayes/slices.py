@@ -12,7 +12,7 @@ from PIL import Image
 
 from ivimbayes.errors import InputError
 from ivimbayes.maps import STATUS
-from ivimbayes.signals import PARAMETERS
+from ivimbayes.models.signals import PARAMETERS
 
 COLOURS, LEVELS = 63, 4  # of a palette: colours, and steps of opacity
 RANGE = (0.02, 0.98)  # quantiles over voxels that colours span

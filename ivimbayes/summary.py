@@ -21,10 +21,10 @@ from ivimbayes.convergence import (
     Chains,
     measure_chains,
 )
-from ivimbayes.priors import ThetaPrior, TissuePrior
+from ivimbayes.models.priors import ThetaPrior, TissuePrior
+from ivimbayes.models.signals import PARAMETERS, SIGNALS, Parameter, Signal
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.regions import take_region
-from ivimbayes.signals import PARAMETERS, SIGNALS, Parameter, Signal
-from ivimbayes.spec import ModelSpec
 
 HDI = 0.95
 NORMAL_SD = (0.158655, 0.841345)  # quantiles one standard deviation from the mean of a Normal

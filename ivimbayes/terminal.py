@@ -9,8 +9,8 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from ivimbayes.priors import TissuePrior
-from ivimbayes.signals import PARAMETERS
+from ivimbayes.models.priors import TissuePrior
+from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.summary import Diagnosis
 
 STYLES = {"converged": "green", "caution": "yellow", "doubtful": "yellow", "failed": "red"}

@@ -16,12 +16,12 @@ from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.scans import roi_names
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.maps import MAPPED, map_attrs
+from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import connect
 from ivimbayes.populations import find_populations
 from ivimbayes.progress import MapProgress
 from ivimbayes.running import SLAB_BYTES, Block, compile_kernel, run_here, run_on_workers
-from ivimbayes.signals import PARAMETERS
-from ivimbayes.spec import ModelSpec
 from ivimbayes.stores import MapStore, MemoryStore, ZarrStore
 
 NOISES = ("gaussian", "rician")

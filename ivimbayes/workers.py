@@ -16,9 +16,9 @@ from ivimbayes.density import callbacks
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import read_tree, write_tree
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import connect, count_cores
 from ivimbayes.sampling import Settings, sample_region
-from ivimbayes.spec import ModelSpec
 
 WAITING = 32  # regions handed out at least, so that a cluster that grows with its queue sees one
 Result = xr.DataTree | Exception

@@ -16,8 +16,8 @@ import ivimbayes as ib
 from ivimbayes import calibration
 from ivimbayes.calibration import _draw, _draw_once, _protocol, _Study
 from ivimbayes.cli import app
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.sampling import Running, Settings
-from ivimbayes.spec import ModelSpec
 
 MONO = ModelSpec("monoexponential")
 SHORT = {"draws": 100, "tune": 200, "chains": 2, "retry": False, "progress": False, "cores": 2}

@@ -31,7 +31,7 @@ from ivimbayes.adaptive import draw_density
 from ivimbayes.cohort import Density, read_design
 from ivimbayes.cohort_density import draw_means, marginal
 from ivimbayes.estimates import gaussian_likelihood
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.signals import SIGNALS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import cohorts  # noqa: E402

@@ -25,8 +25,8 @@ from ivimbayes.compare import (
     stacking_weights,
 )
 from ivimbayes.io.netcdf import shorten
-from ivimbayes.noise import gaussian_logp
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.noise import gaussian_logp
+from ivimbayes.models.signals import SIGNALS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import choice  # noqa: E402

@@ -8,16 +8,16 @@ import pytest
 from scipy.special import expit
 from scipy.stats import beta, halfnorm, multivariate_normal, multivariate_t, norm
 
-from ivimbayes.correlation import correlations, covariance
 from ivimbayes.density import callbacks, coordinates, log_density, noise_constant, pack_region, split_draws
 from ivimbayes.lanes import exponentials
-from ivimbayes.model import build_model
+from ivimbayes.models.correlation import correlations, covariance
+from ivimbayes.models.noise import NOISES, gaussian_logp
+from ivimbayes.models.pymc_model import build_model
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec, model_data
 from ivimbayes.modes import population_mode
-from ivimbayes.noise import NOISES, gaussian_logp
 from ivimbayes.sampling import sampler_model
-from ivimbayes.signals import SIGNALS
 from ivimbayes.simulate import simulate
-from ivimbayes.spec import ModelSpec, model_data
 from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to rounding, and unsorted

@@ -52,7 +52,7 @@ from ivimbayes.io.atomic import replacing
 from ivimbayes.io.labels import read_label_names
 from ivimbayes.io.netcdf import open_tree
 from ivimbayes.io.tables import read_table
-from ivimbayes.priors import read_priors
+from ivimbayes.models.priors import read_priors
 from ivimbayes.regions import Region, region_tree
 from ivimbayes.stores import ZarrStore, unfinished_store
 

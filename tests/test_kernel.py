@@ -15,7 +15,7 @@ from ivimbayes.blocks import BANDWIDTH
 from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
 from ivimbayes.kernel_weights import finish_weights
 from ivimbayes.lanes import logarithms
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.signals import SIGNALS
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 AVERAGES = np.array((2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3.0))
@@ -204,7 +204,7 @@ def test_own_voxels_are_not_counted_twice() -> None:
     curve = SIGNALS["biexponential"].curve(
         B, *(v[..., None] for v in SIGNALS["biexponential"].values(*np.moveaxis(theta, -1, 0)))
     )
-    from ivimbayes.noise import gaussian_logp
+    from ivimbayes.models.noise import gaussian_logp
 
     one = np.ones((size, 2))
     logw = gaussian_logp(signal, curve, SIGMA * one, S0 * one, S0_SD * one, AVERAGES).sum(axis=1)
@@ -300,7 +300,7 @@ def test_intervals_cover(tissue: str, capsys: pytest.CaptureFixture[str]) -> Non
 
     20 000 voxels put the share of a 50 % interval within 1.06 points of the truth with probability 0.9973.
     """
-    from ivimbayes.priors import tissue_prior
+    from ivimbayes.models.priors import tissue_prior
 
     prior = tissue_prior(tissue)
     mu, cov = prior.theta_centre, np.diag(np.square([0.4, 0.2, 0.4]))

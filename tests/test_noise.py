@@ -4,7 +4,8 @@ from scipy.integrate import quad
 from scipy.special import i0e
 from scipy.stats import kstest, multivariate_normal, norm, rice, t
 
-from ivimbayes.noise import NOISES, draw_S0, gaussian_logp, log_i0e
+from ivimbayes.models.bessel import log_i0e
+from ivimbayes.models.noise import NOISES, draw_S0, gaussian_logp
 
 RNG = np.random.default_rng(2)
 G = np.exp(-np.linspace(0, 1.2, 7))

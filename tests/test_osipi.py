@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ivimbayes import SIGNALS, InputError, InputWarning, predict, tissue_prior
-from ivimbayes.correlation import covariance
 from ivimbayes.curves import QUIET, summarise_curves, voxel_prior
+from ivimbayes.models.correlation import covariance
+from ivimbayes.models.population import draw_region_prior
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
 from ivimbayes.osipi import RESULTS, IvimBayes
-from ivimbayes.simulate import draw_region_prior
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
 
 B = np.array([0, 1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500, 600, 700, 800, 1000, 1200.0])
 # published values of the tissues, D, f, D* (see the page on priors), and a sweep of f

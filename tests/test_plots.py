@@ -17,10 +17,10 @@ import ivimbayes as ib  # noqa: E402
 from ivimbayes.check_plots import leave_one_out_pit  # noqa: E402
 from ivimbayes.compare import Comparison, leave_one_out  # noqa: E402
 from ivimbayes.figures import CHAINS  # noqa: E402
-from ivimbayes.noise import NOISES  # noqa: E402
-from ivimbayes.priors import tissue_prior  # noqa: E402
-from ivimbayes.signals import PARAMETERS, SIGNALS  # noqa: E402
-from ivimbayes.spec import ModelSpec  # noqa: E402
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.priors import tissue_prior
+from ivimbayes.models.signals import PARAMETERS, SIGNALS
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import summarize  # noqa: E402
 
 LABELS = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ivimbayes import expected_precision, recommended_protocol
+from ivimbayes.models.signals import SIGNALS
 from ivimbayes.precision import (
     cramer_rao,
     information,
@@ -16,7 +17,6 @@ from ivimbayes.precision import (
     value_slope,
     voxel_moments,
 )
-from ivimbayes.signals import SIGNALS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import protocols  # noqa: E402

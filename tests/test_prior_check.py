@@ -9,8 +9,8 @@ from conftest import B, Case
 
 import ivimbayes.sampling
 from ivimbayes import ModelSpec, cli, prior_check, simulate, tissue_prior
+from ivimbayes.models.priors import TissuePrior
 from ivimbayes.prior_check import QUANTILES, tabulate_check, verdicts
-from ivimbayes.priors import TissuePrior
 
 Scan = tuple[xr.Dataset, xr.Dataset]
 

@@ -4,8 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivimbayes.priors import TISSUES, TissuePrior, assign_priors, match_tissue, read_priors, tissue_prior
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.priors import (
+    TISSUES,
+    TissuePrior,
+    assign_priors,
+    match_tissue,
+    read_priors,
+    tissue_prior,
+)
+from ivimbayes.models.signals import SIGNALS
 
 SCIENCE = [
     "brain",

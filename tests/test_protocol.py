@@ -5,9 +5,9 @@ import pytest
 import xarray as xr
 
 from ivimbayes import InputWarning, ModelSpec, fit, simulate
-from ivimbayes.priors import tissue_prior
+from ivimbayes.models.priors import tissue_prior
+from ivimbayes.models.signals import SIGNALS
 from ivimbayes.protocol import require_protocol
-from ivimbayes.signals import SIGNALS
 
 FULL = (0, 0, 10, 20, 40, 80, 200, 400, 800)
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ivimbayes import fit, simulate
-from ivimbayes.priors import TissuePrior, tissue_prior
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.priors import TissuePrior, tissue_prior
+from ivimbayes.models.spec import ModelSpec
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import recovery  # noqa: E402

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import lesions  # noqa: E402

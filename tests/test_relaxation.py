@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 from ivimbayes import cli, correct_fraction, relaxation_times, volume_fraction, write_tree
-from ivimbayes.priors import TISSUES
-from ivimbayes.relaxation import _log_normal, _table, tabulate_fractions
+from ivimbayes.models.priors import TISSUES
+from ivimbayes.models.relaxation import _log_normal, _table, tabulate_fractions
 
 Refused = Callable[..., str]
 TIMES = {"TE": 60.0, "T2_blood": 275.0, "T2_tissue": 34.0}

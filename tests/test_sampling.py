@@ -12,8 +12,8 @@ from conftest import SHORT, B
 import ivimbayes.convergence as convergence
 import ivimbayes.sampling as sampling
 from ivimbayes import ModelSpec, fit, predict, simulate
-from ivimbayes.noise import gaussian_logp
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.noise import gaussian_logp
+from ivimbayes.models.signals import SIGNALS
 from ivimbayes.voxels import choose_voxels
 
 GROUPS = {

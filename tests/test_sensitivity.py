@@ -10,8 +10,8 @@ from conftest import SHORT, B
 from scipy.stats import norm
 
 from ivimbayes import ModelSpec, cli, fit, prior_sensitivity, simulate, tissue_prior, write_tree
-from ivimbayes.correlation import correlations, draw_correlation, partial_correlations
-from ivimbayes.priors import TissuePrior
+from ivimbayes.models.correlation import correlations, draw_correlation, partial_correlations
+from ivimbayes.models.priors import TissuePrior
 from ivimbayes.sensitivity import (
     COLUMNS,
     CONFLICT,

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from ivimbayes import predict
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.signals import SIGNALS
 
 B = np.array([0.0, 10, 50, 200, 800])
 CENTRES = {"f": -2, "f_fast": 0.3, "D": -6.8, "D_star": -4, "D_star_fast": -2.5, "K": -0.3}

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy.stats import beta, kstest
 
-from ivimbayes.correlation import covariance, draw_correlation
-from ivimbayes.priors import tissue_prior
-from ivimbayes.simulate import draw_region_prior, phantom, simulate
+from ivimbayes.models.correlation import covariance, draw_correlation
+from ivimbayes.models.population import draw_region_prior
+from ivimbayes.models.priors import tissue_prior
+from ivimbayes.simulate import phantom, simulate
 
 
 @pytest.mark.parametrize("eta", [1.0, 2.0, 5.0])

@@ -18,8 +18,8 @@ from ivimbayes.blocks import Task, map_block
 from ivimbayes.cli import app
 from ivimbayes.io.scans import write_scan
 from ivimbayes.maps import MAPPED, NAMES, STATUS
+from ivimbayes.models.signals import SIGNALS
 from ivimbayes.populations import Population
-from ivimbayes.signals import SIGNALS
 from ivimbayes.voxelwise import _make_task
 
 runner = CliRunner()

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ivimbayes import calibrate, check_calibration
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 
 B = (0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 B_LONG = (

@@ -20,9 +20,9 @@ import xarray as xr
 
 from ivimbayes import compare_models, fit, simulate
 from ivimbayes.compare import Comparison
-from ivimbayes.priors import tissue_prior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.priors import tissue_prior
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 MODELS = ("monoexponential", "simplified", "biexponential")

@@ -19,9 +19,9 @@ import pandas as pd
 import xarray as xr
 
 from ivimbayes import contrast, fit, fit_cohort, region_estimates, simulate, tissue_prior, write_tree
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS
-from ivimbayes.simulate import draw_theta
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.population import draw_theta
+from ivimbayes.models.signals import SIGNALS
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 MODEL, SNR, VOXELS, PEOPLE = SIGNALS["biexponential"], 40, 20, 20

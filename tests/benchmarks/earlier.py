@@ -81,8 +81,8 @@ def gradient_cost() -> float:
         from ivimbayes.fitting.packing import coordinates, model_data, pack_region
     except ImportError:
         from ivimbayes.density import coordinates, log_density, pack_region
+        from ivimbayes.models.spec import model_data
         from ivimbayes.modes import population_mode
-        from ivimbayes.spec import model_data
     from ivimbayes import ModelSpec, choose_voxels, simulate
 
     scan, _ = simulate(B, 30, voxels=200, seed=5)

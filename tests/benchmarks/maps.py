@@ -24,8 +24,8 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes import fit, posterior_maps, tissue_prior
-from ivimbayes.signals import SIGNALS
-from ivimbayes.simulate import draw_theta
+from ivimbayes.models.population import draw_theta
+from ivimbayes.models.signals import SIGNALS
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 TISSUES, SNRS, SPREAD = ("liver", "kidney", "brain"), (10, 20, 40, 80), (0.4, 0.2, 0.4)

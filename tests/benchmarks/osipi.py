@@ -5,9 +5,9 @@ import time
 import numpy as np
 
 from ivimbayes import SIGNALS, predict, tissue_prior
-from ivimbayes.correlation import covariance
+from ivimbayes.models.correlation import covariance
+from ivimbayes.models.population import draw_region_prior
 from ivimbayes.osipi import IvimBayes
-from ivimbayes.simulate import draw_region_prior
 
 B = np.array([0, 1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500, 600, 700, 800, 1000, 1200.0])
 # published values of the tissues, D, f, D* in 1e-3 mm2/s, and a sweep of f

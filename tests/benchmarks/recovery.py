@@ -17,9 +17,9 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes import fit, simulate
-from ivimbayes.noise import NOISES
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import ModelSpec
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
 
 B = (0, 0, 3, 6, 10, 15, 20, 40, 80, 110, 140, 200, 300, 400, 500, 700, 900, 1100)
 VOXELS = 20

@@ -21,8 +21,8 @@ import pandas as pd
 import xarray as xr
 
 from ivimbayes import fit, fit_full, fit_segmented, posterior_maps
+from ivimbayes.models.signals import SIGNALS
 from ivimbayes.osipi import IvimBayes
-from ivimbayes.signals import SIGNALS
 
 B = (0, 1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 250, 350, 400, 550, 700, 850, 1000)
 TISSUES = {  # f, D and D* in 1e-3 mm2/s

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["ivimbayes.io.labels", "ivimbayes.priors", "ivimbayes.io.scans", "ivimbayes.io.nifti", "ivimbayes.io.tables", "tomllib", "json", "csv"]):  # fmt: skip
+with atheris.instrument_imports(include=["ivimbayes.io.labels", "ivimbayes.models.priors", "ivimbayes.io.scans", "ivimbayes.io.nifti", "ivimbayes.io.tables", "tomllib", "json", "csv"]):  # fmt: skip
     import numpy as np
 
     from ivimbayes.errors import InputError
@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["ivimbayes.io.labels", "ivimbayes.prior
     from ivimbayes.io.nifti import open_image, read_values
     from ivimbayes.io.scans import read_bval
     from ivimbayes.io.tables import read_table
-    from ivimbayes.priors import read_priors
+    from ivimbayes.models.priors import read_priors
 
 FOLDER = Path(tempfile.mkdtemp())
 

@@ -9,10 +9,10 @@ import pymc as pm
 import pytensor.tensor as pt
 from pymc.logprob.transforms import Transform
 
-from ivimbayes.correlation import beta_shapes, correlation_cholesky, pairs
-from ivimbayes.noise import NOISES, gaussian_logp
-from ivimbayes.signals import SIGNALS
-from ivimbayes.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
+from ivimbayes.models.correlation import beta_shapes, correlation_cholesky, pairs
+from ivimbayes.models.noise import NOISES, gaussian_logp
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 
 
 def _solve_lower(L: Any, d: list[Any]) -> list[Any]:

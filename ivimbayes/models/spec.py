@@ -10,10 +10,10 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.text import read_json
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.priors import TissuePrior, assign_priors, read_priors, tissue_prior
+from ivimbayes.models.signals import SIGNALS
 from ivimbayes.modes import Population
-from ivimbayes.noise import NOISES
-from ivimbayes.priors import TissuePrior, assign_priors, read_priors, tissue_prior
-from ivimbayes.signals import SIGNALS
 
 POPULATIONS = ("normal", "student_t", "mixture")
 SECOND_SHAPES, SECOND_SHIFT = (1.0, 9.0), 4.0  # Beta shapes of its share; scale of its shift over sd

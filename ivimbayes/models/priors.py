@@ -14,7 +14,7 @@ import numpy as np
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.text import one_line
-from ivimbayes.signals import SIGNALS
+from ivimbayes.models.signals import SIGNALS
 
 PARAMETERS = ("f", "D", "D_star")
 OTHERS = ("K", "f_fast", "D_star_fast")

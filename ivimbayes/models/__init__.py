@@ -1,0 +1,1 @@
+"""The model: signal, noise, population and prior, and its declaration in PyMC."""
