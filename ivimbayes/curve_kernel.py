@@ -11,7 +11,6 @@ import numpy as np
 
 from ivimbayes.curve_density import evaluate_curves, log_mass
 from ivimbayes.curve_modes import find_modes, fit_width, place
-from ivimbayes.jit import allocating_jit, jit
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_passes import (
     KERNELS,
@@ -23,7 +22,8 @@ from ivimbayes.kernel_passes import (
 )
 from ivimbayes.kernel_summaries import describe
 from ivimbayes.kernel_weights import finish_weights, moments, normalise, spread_error
-from ivimbayes.lanes import logarithms
+from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.numerics.jit import allocating_jit, jit
 
 FIELDS = 5  # mean, sd, median, ends of the interval; of f, D, D*, S0
 SIGMA, K_HAT, EFFECTIVE = range(4 * FIELDS, 4 * FIELDS + 3)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.jit import jit
-from ivimbayes.lanes import B_DIGITS, Array, step_table
+from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.jit import jit
+from ivimbayes.numerics.steps import B_DIGITS, step_table
 
 FITTED = ("S0", "f", "D", "D_star")
 S0, F, D, FAST = range(4)  # their places

@@ -18,24 +18,15 @@ import numba as nb
 import numpy as np
 from scipy.special import expit
 
-from ivimbayes.jit import allocating_jit, c_function, jit
-from ivimbayes.lanes import B_DIGITS, step_table
-from ivimbayes.likelihood import (
-    NOISE_KINDS,
-    Form,
-    form_of,
-    gaussian,
-    make_shape,
-    rician,
-    signal_adjoint,
-    signal_curve,
-    student_t,
-)
 from ivimbayes.models.correlation import beta_shapes
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
-from ivimbayes.triangles import (
+from ivimbayes.numerics.jit import allocating_jit, c_function, jit
+from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
+from ivimbayes.numerics.signals import Form, form_of, make_shape, signal_adjoint, signal_curve
+from ivimbayes.numerics.steps import B_DIGITS, step_table
+from ivimbayes.numerics.triangular import (
     cholesky,
     cholesky_adjoint,
     inverse_gram,

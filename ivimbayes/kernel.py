@@ -12,11 +12,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.jit import jit
 from ivimbayes.kernel_averages import log_means, mean_weights, over_draws
 from ivimbayes.kernel_data import WIDTH
 from ivimbayes.kernel_density import evaluate_lone
-from ivimbayes.kernel_modes import curve_products, lone_mode
+from ivimbayes.kernel_modes import lone_mode
 from ivimbayes.kernel_passes import (
     ENOUGH,
     ENOUGH_K,
@@ -28,7 +27,9 @@ from ivimbayes.kernel_passes import (
 )
 from ivimbayes.kernel_summaries import describe, resample
 from ivimbayes.kernel_weights import moments, normalise, spread_error
-from ivimbayes.lanes import logarithms
+from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.numerics.biexponential import curve_products
+from ivimbayes.numerics.jit import jit
 
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)

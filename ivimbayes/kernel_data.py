@@ -11,7 +11,8 @@ import numpy as np
 from scipy.stats import chi, norm, qmc
 from scipy.stats import f as fisher
 
-from ivimbayes.lanes import B_DIGITS, Array, step_table
+from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.steps import B_DIGITS, step_table
 
 WIDTH = 256  # lanes in a block at most; numbers of draws are multiples of it
 NU = 7.0  # of the proposal

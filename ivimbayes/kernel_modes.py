@@ -5,38 +5,12 @@ import math
 
 import numpy as np
 
-from ivimbayes.jit import jit
 from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
-from ivimbayes.lanes import exponential
+from ivimbayes.numerics.biexponential import curve_products, fill_decays
+from ivimbayes.numerics.jit import jit
 
 STEPS = 40
 STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd
-
-
-@jit
-def fill_decays(rate, protocol, decay):
-    """Fill the decays over each of the steps between b values."""
-    steps, left, right = protocol.steps[0], protocol.steps[1], protocol.steps[2]
-    for s in range(steps.size):
-        i = int(left[s])
-        decay[s] = exponential(-steps[s] * rate) if i < 0 else decay[i] * decay[int(right[s])]
-
-
-@jit
-def curve_products(theta, signal, protocol, decay):
-    """Sum of the squared curve, and of curve times signal, for theta. ``decay`` (2, S) is scratch."""
-    f, D, gap = 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
-    fill_decays(D, protocol, decay[0])
-    fill_decays(D + gap, protocol, decay[1])
-    G, gs, slow, fast = 0.0, 0.0, 1.0 - f, f
-    for k in range(protocol.b.size):
-        s = int(protocol.step[k])
-        if s >= 0:
-            slow *= decay[0, s]
-            fast *= decay[1, s]
-        G += protocol.weight[k] * (slow + fast) ** 2
-        gs += signal[k] * (slow + fast)
-    return G, gs
 
 
 @jit

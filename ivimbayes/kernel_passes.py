@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 
-from ivimbayes.jit import allocating_jit, jit
 from ivimbayes.kernel_data import NU, WIDTH
 from ivimbayes.kernel_density import evaluate
 from ivimbayes.kernel_modes import cholesky, find_mode, fit_stretch
 from ivimbayes.kernel_weights import finish_weights, moments, total_and_squares
-from ivimbayes.lanes import logarithms
+from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.numerics.jit import allocating_jit, jit
 
 PROPOSALS, KERNELS, ROUNDS = 6, 64, 4  # of the second pass: at first, later, and how often
 ENOUGH, ENOUGH_K = 0.6, 0.6  # share of effective draws and Pareto k that spare a voxel the second pass

@@ -24,9 +24,9 @@ from ivimbayes.decays import (
 )
 from ivimbayes.errors import InputError
 from ivimbayes.io.scans import roi_names
-from ivimbayes.lanes import B_DIGITS
 from ivimbayes.maps import MAPPED, SPACE
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.numerics.steps import B_DIGITS
 from ivimbayes.progress import MapProgress
 from ivimbayes.protocol import require_protocol
 

@@ -9,13 +9,13 @@ from scipy.special import expit
 from scipy.stats import beta, halfnorm, multivariate_normal, multivariate_t, norm
 
 from ivimbayes.density import callbacks, coordinates, log_density, noise_constant, pack_region, split_draws
-from ivimbayes.lanes import exponentials
 from ivimbayes.models.correlation import correlations, covariance
 from ivimbayes.models.noise import NOISES, gaussian_logp
 from ivimbayes.models.pymc_model import build_model
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec, model_data
 from ivimbayes.modes import population_mode
+from ivimbayes.numerics.arithmetic import exponentials
 from ivimbayes.sampling import sampler_model
 from ivimbayes.simulate import simulate
 from ivimbayes.voxels import choose_voxels

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from ivimbayes.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import allocating_jit, jit
 
 
 @jit

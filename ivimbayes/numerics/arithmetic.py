@@ -9,59 +9,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ivimbayes.jit import jit
+from ivimbayes.numerics.jit import jit
 
 LOG2_E = 1 / math.log(2)
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # Cody and Waite (1980)
 EXP_RANGE = 708.0
 TAYLOR = tuple(1 / math.factorial(n) for n in range(13))
 ROUND = 1.5 * 2.0**52
-B_DIGITS = 6  # b values (s/mm²) that agree to so many decimals are one
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def step_table(b: Array) -> tuple[Array, Array]:
-    """Make a table of the few distinct steps between b values.
-
-    Parameters
-    ----------
-    b : ndarray (M,)
-        Distinct b values, rising.
-
-    Returns
-    -------
-    step : ndarray (M,)
-        Which of the steps leads from the b value before (from 0) to this one; -1 for b = 0.
-    steps : ndarray (3, S)
-        Distinct steps and what lies between, and the two others whose sum each is; where these are -1, in the
-        first columns, it is no such sum.
-    """
-    difference = np.diff(b, prepend=0.0).round(B_DIGITS)
-    simple: list[float] = []
-    sums: dict[float, tuple[float, float]] = {}
-    for c in (float(d) for d in np.unique(difference) if d > 0):
-        found = _as_sum(c, [*simple, *sums])
-        if found is None:
-            simple.append(c)
-        else:
-            sums |= found
-    order = [*simple, *sums]
-    pairs = [[-1, -1] for _ in simple] + [[order.index(part) for part in pair] for pair in sums.values()]
-    table = np.array([[c, *pair] for c, pair in zip(order, pairs, strict=True)], float).reshape(-1, 3).T
-    return np.array([order.index(d) if d > 0 else -1 for d in difference], float), table
-
-
-def _as_sum(c: float, known: list[float]) -> dict[float, tuple[float, float]] | None:
-    """Write a step as the sum of two that are known, or of one and the sum of two: a product is cheaper."""
-    for a in known:
-        if (rest := round(c - a, B_DIGITS)) in known:
-            return {c: (a, rest)}
-    for i, a in enumerate(known):
-        for other in known[i:]:
-            between = round(a + other, B_DIGITS)
-            if (rest := round(c - between, B_DIGITS)) in known or rest == between:
-                return {between: (a, other), c: (between, rest)}
-    return None
 
 
 @intrinsic
