@@ -65,9 +65,9 @@ from .sampling import fit as fit
 from .sensitivity import prior_sensitivity as prior_sensitivity
 from .sessions import compare_fits as compare_fits
 from .sessions import repeatability as repeatability
-from .simulate import phantom as phantom
-from .simulate import simulate as simulate
-from .study import simulate_study as simulate_study
+from .simulation.regions import phantom as phantom
+from .simulation.regions import simulate as simulate
+from .simulation.study import simulate_study as simulate_study
 from .summary import diagnose as diagnose
 from .summary import summarize as summarize
 from .voxels import choose_voxels as choose_voxels

@@ -243,7 +243,7 @@ def demo(
     """
     from ivimbayes.io.scans import read_scan, write_scan
     from ivimbayes.sampling import fit
-    from ivimbayes.simulate import phantom
+    from ivimbayes.simulation.regions import phantom
 
     simulated, truth = phantom()
     with OutFolder(out, overwrite, CHECKPOINT) as folder:

@@ -18,7 +18,7 @@ from scipy.io import loadmat
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.scans import as_scan
-from ivimbayes.simulate import phantom as phantom
+from ivimbayes.simulation.regions import phantom as phantom
 
 try:
     import pooch

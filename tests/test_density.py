@@ -17,7 +17,7 @@ from ivimbayes.models.spec import ModelSpec, model_data
 from ivimbayes.modes import population_mode
 from ivimbayes.numerics.arithmetic import exponentials
 from ivimbayes.sampling import sampler_model
-from ivimbayes.simulate import simulate
+from ivimbayes.simulation.regions import simulate
 from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to rounding, and unsorted

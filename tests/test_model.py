@@ -16,7 +16,7 @@ from ivimbayes.models.pymc_model import Informed, build_model
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec, model_data
 from ivimbayes.modes import Population, population_mode
-from ivimbayes.simulate import simulate
+from ivimbayes.simulation.regions import simulate
 from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 100, 200, 400, 600, 800]

@@ -8,9 +8,10 @@ import xarray as xr
 from conftest import B, Case
 
 import ivimbayes.sampling
-from ivimbayes import ModelSpec, cli, prior_check, simulate, tissue_prior
+from ivimbayes import ModelSpec, cli, prior_check, tissue_prior
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.prior_check import QUANTILES, tabulate_check, verdicts
+from ivimbayes.simulation import regions as simulate
 
 Scan = tuple[xr.Dataset, xr.Dataset]
 

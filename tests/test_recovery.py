@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivimbayes import fit, simulate
+from ivimbayes import fit
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.spec import ModelSpec
+from ivimbayes.simulation import regions as simulate
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import recovery  # noqa: E402

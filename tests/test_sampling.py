@@ -11,9 +11,10 @@ from conftest import SHORT, B
 
 import ivimbayes.convergence as convergence
 import ivimbayes.sampling as sampling
-from ivimbayes import ModelSpec, fit, predict, simulate
+from ivimbayes import ModelSpec, fit, predict
 from ivimbayes.models.noise import gaussian_logp
 from ivimbayes.models.signals import SIGNALS
+from ivimbayes.simulation import regions as simulate
 from ivimbayes.voxels import choose_voxels
 
 GROUPS = {

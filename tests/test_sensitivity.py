@@ -9,7 +9,7 @@ import xarray as xr
 from conftest import SHORT, B
 from scipy.stats import norm
 
-from ivimbayes import ModelSpec, cli, fit, prior_sensitivity, simulate, tissue_prior, write_tree
+from ivimbayes import ModelSpec, cli, fit, prior_sensitivity, tissue_prior, write_tree
 from ivimbayes.models.correlation import correlations, draw_correlation, partial_correlations
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.sensitivity import (
@@ -23,6 +23,7 @@ from ivimbayes.sensitivity import (
     marginal_log_likelihood,
     sensitivity,
 )
+from ivimbayes.simulation import regions as simulate
 from ivimbayes.terminal import print_sensitivity
 
 VOXELS, OPTIONS = 12, {"draws": 1000, "tune": 400, "chains": 4, "cores": 2, "progress": False, "seed": 1}

@@ -5,7 +5,7 @@ from scipy.stats import beta, kstest
 from ivimbayes.models.correlation import covariance, draw_correlation
 from ivimbayes.models.population import draw_region_prior
 from ivimbayes.models.priors import tissue_prior
-from ivimbayes.simulate import phantom, simulate
+from ivimbayes.simulation.regions import phantom, simulate
 
 
 @pytest.mark.parametrize("eta", [1.0, 2.0, 5.0])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ivimbayes import choose_voxels, simulate
+from ivimbayes import choose_voxels
+from ivimbayes.simulation import regions as simulate
 
 B = [0, 20, 50, 100, 300, 600]
 

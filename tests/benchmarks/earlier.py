@@ -83,7 +83,8 @@ def gradient_cost() -> float:
         from ivimbayes.density import coordinates, log_density, pack_region
         from ivimbayes.models.spec import model_data
         from ivimbayes.modes import population_mode
-    from ivimbayes import ModelSpec, choose_voxels, simulate
+    from ivimbayes import ModelSpec, choose_voxels
+    from ivimbayes.simulation import regions as simulate
 
     scan, _ = simulate(B, 30, voxels=200, seed=5)
     chosen, spec = choose_voxels(scan)["region-1"], ModelSpec()

@@ -25,8 +25,9 @@ import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
 
-from ivimbayes import choose_voxels, fit, sampling, simulate, tissue_prior
+from ivimbayes import choose_voxels, fit, sampling, tissue_prior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE
+from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 TISSUES = ("liver", "kidney", "pancreas", "spleen")

@@ -21,13 +21,14 @@ import nutpie
 import xarray as xr
 from population import TISSUES, B
 
-from ivimbayes import ModelSpec, choose_voxels, read_scan, sampling, simulate, tissue_prior
+from ivimbayes import ModelSpec, choose_voxels, read_scan, sampling, tissue_prior
 from ivimbayes.density import callbacks, pack_region, split_draws
 from ivimbayes.models.priors import assign_priors
 from ivimbayes.models.spec import model_data
 from ivimbayes.modes import Population, voxel_modes
 from ivimbayes.progress import FitProgress
 from ivimbayes.sampling import RegionTask
+from ivimbayes.simulation import regions as simulate
 
 CHAINS, HYPER = 4, ("mu", "sd", "partial", "sigma", "S0_roi", "S0_sd")
 DATA = Path(os.environ.get("IVIMBAYES_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -14,7 +14,7 @@ from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.priors import TISSUES
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.simulate import PHANTOM_B, PHANTOM_SPREAD
+from ivimbayes.simulation.regions import PHANTOM_B, PHANTOM_SPREAD
 
 SHAPE = (8, 8, 2)
 BETWEEN_SUBJECTS, BETWEEN_SESSIONS = (0.20, 0.05, 0.20), (0.08, 0.03, 0.10)  # sd of theta

@@ -1,0 +1,1 @@
+"""Simulated regions, phantoms and studies whose true values are known."""
