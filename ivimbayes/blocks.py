@@ -9,16 +9,25 @@ import numpy as np
 from scipy.stats import chi2
 
 from ivimbayes.io.digest import code_digest
-from ivimbayes.kernel import COLUMNS, EFFECTIVE, EVIDENCE, FIELDS, K_HAT, SQUARE, voxel_posteriors
-from ivimbayes.kernel_data import WIDTH, Draws, make_draws, make_points, make_protocol, make_work
-from ivimbayes.maps import MAPPED, NAMES, STATUS
+from ivimbayes.maps import NAMES
 from ivimbayes.populations import Population
+from ivimbayes.voxelwise.draws import Draws, make_draws
+from ivimbayes.voxelwise.points import make_points
+from ivimbayes.voxelwise.posterior import (
+    COLUMNS,
+    EFFECTIVE,
+    EVIDENCE,
+    FIELDS,
+    K_HAT,
+    SQUARE,
+    voxel_posteriors,
+)
+from ivimbayes.voxelwise.status import BANDWIDTH, FEW_DRAWS, K_DOUBTFUL, K_FAILED, MAPPED, STATUS
+from ivimbayes.voxelwise.workspace import WIDTH, make_protocol, make_work
 
 ROBUST_FACTOR, LONE_DRAWS = 8, 64
 FEW = 4 * WIDTH  # population draws over which a fitted voxel's posterior is averaged
-BANDWIDTH = 0.6
 MISFIT = 1e-6
-K_FAILED, K_DOUBTFUL, FEW_DRAWS = 1.0, 0.7, 100
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.kernel_data import WIDTH
 from ivimbayes.numerics.arithmetic import Array, exponential, logarithm
 from ivimbayes.numerics.biexponential import curve_sums, start_products
 from ivimbayes.numerics.jit import jit
+from ivimbayes.voxelwise.workspace import WIDTH
 
 MODES = 5  # of a curve at most
 FAR = 100.0  # of phi

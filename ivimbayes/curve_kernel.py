@@ -11,8 +11,9 @@ import numpy as np
 
 from ivimbayes.curve_density import evaluate_curves, log_mass
 from ivimbayes.curve_modes import find_modes, fit_width, place
-from ivimbayes.kernel_data import WIDTH
-from ivimbayes.kernel_passes import (
+from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.voxelwise.proposals import (
     KERNELS,
     add_students,
     log_determinant,
@@ -20,10 +21,9 @@ from ivimbayes.kernel_passes import (
     spread,
     spread_parts,
 )
-from ivimbayes.kernel_summaries import describe
-from ivimbayes.kernel_weights import finish_weights, moments, normalise, spread_error
-from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.voxelwise.summaries import describe
+from ivimbayes.voxelwise.weights import finish_weights, moments, normalise, spread_error
+from ivimbayes.voxelwise.workspace import WIDTH
 
 FIELDS = 5  # mean, sd, median, ends of the interval; of f, D, D*, S0
 SIGMA, K_HAT, EFFECTIVE = range(4 * FIELDS, 4 * FIELDS + 3)

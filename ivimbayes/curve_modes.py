@@ -6,9 +6,9 @@ import math
 import numpy as np
 
 from ivimbayes.curve_density import FAR, MODES
-from ivimbayes.kernel_modes import cholesky
 from ivimbayes.numerics.biexponential import fill_decays
 from ivimbayes.numerics.jit import jit
+from ivimbayes.voxelwise.modes import cholesky
 
 STARTS, STEPS = 7, 60
 EDGE = 0.03  # distance of a start from the bounds, over that between them

@@ -10,10 +10,11 @@ from scipy.stats import gamma, norm, qmc
 
 from ivimbayes.curve_density import Beliefs, Lanes, make_scratch
 from ivimbayes.curve_kernel import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
-from ivimbayes.kernel_data import make_points, make_protocol, make_work
-from ivimbayes.maps import MAPPED, STATUS
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
+from ivimbayes.voxelwise.points import make_points
+from ivimbayes.voxelwise.status import MAPPED, STATUS
+from ivimbayes.voxelwise.workspace import make_protocol, make_work
 
 DRAWS, MORE_FACTOR, TAIL = 512, 4, 0.25
 FAST = 1e3  # mm²/s: an upper bound of D and D* where there is none

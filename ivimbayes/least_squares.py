@@ -24,11 +24,11 @@ from ivimbayes.decays import (
 )
 from ivimbayes.errors import InputError
 from ivimbayes.io.scans import roi_names
-from ivimbayes.maps import MAPPED, SPACE
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.numerics.steps import B_DIGITS
 from ivimbayes.progress import MapProgress
 from ivimbayes.protocol import require_protocol
+from ivimbayes.voxelwise.status import MAPPED, SPACE
 
 BOUNDS = {"f": (0.0, 1.0), "D": (0.0, 4e-3), "D_star": (0.0, 0.5)}
 METHODS = {SEGMENTED: "segmented", REFINED: "segmented, refined", FULL: "full"}

@@ -7,8 +7,8 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.figures import ORANGE, label_of, many_axes, unit_of
-from ivimbayes.maps import MAPPED, SPACE, STATUS
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
 
 SHOWN = (STATUS["ok"], STATUS["doubtful"])
 RANGE = (0.02, 0.98)  # quantiles of the slice that the colours span

@@ -18,12 +18,10 @@ from ivimbayes.io.netcdf import check_netcdf
 from ivimbayes.io.nifti import open_image, read_values
 from ivimbayes.io.text import one_line, read_json
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
 
-SPACE = ("x", "y", "z")
 ZARR: dict[str, Any] = {"engine": "zarr", "zarr_format": 3, "consolidated": False}  # 2 may hold pickles
 LARGEST = 2**30  # values of an array in a store
-MAPPED = ("f", "D", "D_star", "S0")
-STATUS = {"outside": 0, "ok": 1, "doubtful": 2, "failed": 3, "bad_signal": 4}
 SUMMARIES = ("mean", "sd", "median", "hdi_low", "hdi_high", "contraction")
 ERRORS = tuple(f"{p}_se" for p in MAPPED)  # of least squares
 NAMES = (*(f"{p}_{s}" for p in MAPPED for s in SUMMARIES), "pareto_k", "ess", "p_perfusion", "status")

@@ -13,12 +13,12 @@ import xarray as xr
 
 from ivimbayes.curves import summarise_curves
 from ivimbayes.errors import InputError
-from ivimbayes.maps import STATUS
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.protocol import require_protocol
 from ivimbayes.sampling import fit
 from ivimbayes.voxelwise import posterior_maps
+from ivimbayes.voxelwise.status import STATUS
 
 KEYS = {"f": "f", "D": "D", "Dp": "D_star", "S0": "S0"}  # the collection's names, and the package's
 ORDER = ("D", "f", "Dp", "S0")  # of bounds and guesses given without names

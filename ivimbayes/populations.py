@@ -10,13 +10,13 @@ import xarray as xr
 
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.scans import roi_names
-from ivimbayes.maps import SPACE
 from ivimbayes.models.correlation import covariance
 from ivimbayes.models.population import draw_region_prior
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.summary import diagnose
+from ivimbayes.voxelwise.status import SPACE
 
 POPULATION_DRAWS = 4096
 

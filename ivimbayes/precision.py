@@ -10,10 +10,10 @@ import xarray as xr
 from scipy.stats import norm, qmc
 
 from ivimbayes.errors import InputError
-from ivimbayes.kernel_data import NU, make_points
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS, Array, Signal
 from ivimbayes.protocol import check_values
+from ivimbayes.voxelwise.points import NU, make_points
 
 VOXELS, POINTS = 1024, 1024  # simulated voxels; weighted points of each posterior, a quarter from the prior
 FROM_PRIOR, WIDER, TAILS = 0.25, 1.2, 1.6  # their share; how much wider the proposals are than mode and prior

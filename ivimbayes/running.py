@@ -10,10 +10,10 @@ import xarray as xr
 
 from ivimbayes.blocks import Task, map_block
 from ivimbayes.errors import InputError
-from ivimbayes.kernel_data import WIDTH
 from ivimbayes.populations import Population
 from ivimbayes.progress import MapProgress
 from ivimbayes.stores import MapStore
+from ivimbayes.voxelwise.workspace import WIDTH
 
 SLAB_BYTES = 128_000_000  # of signals read at a time
 ATTEMPTS = 3  # at a block on workers, before the run gives up

@@ -11,8 +11,8 @@ import xarray as xr
 from PIL import Image
 
 from ivimbayes.errors import InputError
-from ivimbayes.maps import STATUS
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.voxelwise.status import STATUS
 
 COLOURS, LEVELS = 63, 4  # of a palette: colours, and steps of opacity
 RANGE = (0.02, 0.98)  # quantiles over voxels that colours span

@@ -12,7 +12,8 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.text import read_json
-from ivimbayes.maps import MAPPED, NAMES, SPACE, STATUS
+from ivimbayes.maps import NAMES
+from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
 
 Block = tuple[slice, slice, slice]
 DONE = "blocks_done"  # an array in the store: 1 for each finished block

@@ -14,8 +14,7 @@ import xarray as xr
 from ivimbayes.blocks import Task
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.scans import roi_names
-from ivimbayes.kernel_data import WIDTH
-from ivimbayes.maps import MAPPED, map_attrs
+from ivimbayes.maps import map_attrs
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import connect
@@ -23,6 +22,8 @@ from ivimbayes.populations import find_populations
 from ivimbayes.progress import MapProgress
 from ivimbayes.running import SLAB_BYTES, Block, compile_kernel, run_here, run_on_workers
 from ivimbayes.stores import MapStore, MemoryStore, ZarrStore
+from ivimbayes.voxelwise.status import MAPPED
+from ivimbayes.voxelwise.workspace import WIDTH
 
 NOISES = ("gaussian", "rician")
 DRAWS = {"gaussian": 512, "rician": 1024}

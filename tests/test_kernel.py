@@ -10,12 +10,13 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t, norm, rice
 
-from ivimbayes import kernel, kernel_data
-from ivimbayes.blocks import BANDWIDTH
-from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
-from ivimbayes.kernel_weights import finish_weights
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.voxelwise import posterior as kernel
+from ivimbayes.voxelwise import workspace as kernel_data
+from ivimbayes.voxelwise.density import BESSEL, BESSEL_CENTRE
+from ivimbayes.voxelwise.status import BANDWIDTH
+from ivimbayes.voxelwise.weights import finish_weights
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 AVERAGES = np.array((2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3.0))

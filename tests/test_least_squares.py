@@ -17,7 +17,8 @@ from ivimbayes import fit_full, fit_segmented, predict, write_maps
 from ivimbayes.cli import app
 from ivimbayes.decays import STATUS
 from ivimbayes.least_squares import describe_regions
-from ivimbayes.maps import ERRORS, MAPPED
+from ivimbayes.maps import ERRORS
+from ivimbayes.voxelwise.status import MAPPED
 
 B = np.array([0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800], float)
 TISSUES = {  # D and D* in 1e-3 mm2/s, f

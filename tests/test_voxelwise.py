@@ -17,10 +17,11 @@ from ivimbayes import InputWarning, ModelSpec, fit, phantom, posterior_maps, rea
 from ivimbayes.blocks import Task, map_block
 from ivimbayes.cli import app
 from ivimbayes.io.scans import write_scan
-from ivimbayes.maps import MAPPED, NAMES, STATUS
+from ivimbayes.maps import NAMES
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.populations import Population
 from ivimbayes.voxelwise import _make_task
+from ivimbayes.voxelwise.status import MAPPED, STATUS
 
 runner = CliRunner()
 

@@ -12,24 +12,17 @@ import math
 
 import numpy as np
 
-from ivimbayes.kernel_averages import log_means, mean_weights, over_draws
-from ivimbayes.kernel_data import WIDTH
-from ivimbayes.kernel_density import evaluate_lone
-from ivimbayes.kernel_modes import lone_mode
-from ivimbayes.kernel_passes import (
-    ENOUGH,
-    ENOUGH_K,
-    ENOUGH_TAIL,
-    first_pass,
-    log_determinant,
-    robust_pass,
-    spread,
-)
-from ivimbayes.kernel_summaries import describe, resample
-from ivimbayes.kernel_weights import moments, normalise, spread_error
 from ivimbayes.numerics.arithmetic import logarithms
 from ivimbayes.numerics.biexponential import curve_products
 from ivimbayes.numerics.jit import jit
+from ivimbayes.voxelwise.averages import log_means, mean_weights, over_draws
+from ivimbayes.voxelwise.density import evaluate_lone
+from ivimbayes.voxelwise.modes import lone_mode
+from ivimbayes.voxelwise.passes import ENOUGH, ENOUGH_K, ENOUGH_TAIL, first_pass, robust_pass
+from ivimbayes.voxelwise.proposals import log_determinant, spread
+from ivimbayes.voxelwise.summaries import describe, resample
+from ivimbayes.voxelwise.weights import moments, normalise, spread_error
+from ivimbayes.voxelwise.workspace import WIDTH
 
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.kernel_data import WIDTH
-from ivimbayes.kernel_weights import finish_weights, largest, total_and_squares
 from ivimbayes.numerics.arithmetic import exponential, logarithm
 from ivimbayes.numerics.jit import jit
+from ivimbayes.voxelwise.weights import finish_weights, largest, total_and_squares
+from ivimbayes.voxelwise.workspace import WIDTH
 
 
 @jit

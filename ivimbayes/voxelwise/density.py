@@ -5,10 +5,10 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.special import i0e
 
-from ivimbayes.kernel_data import WIDTH
 from ivimbayes.numerics.arithmetic import exponential, logarithm, logarithms
 from ivimbayes.numerics.biexponential import _curves, curve_sums, start_products
 from ivimbayes.numerics.jit import jit
+from ivimbayes.voxelwise.workspace import WIDTH
 
 BESSEL_CENTRE = 1.5
 

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from ivimbayes.kernel_density import BESSEL, BESSEL_CENTRE
 from ivimbayes.numerics.biexponential import curve_products, fill_decays
 from ivimbayes.numerics.jit import jit
+from ivimbayes.voxelwise.density import BESSEL, BESSEL_CENTRE
 
 STEPS = 40
 STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.kernel_data import BINS, TAPS, WIDTH
-from ivimbayes.kernel_weights import moments
 from ivimbayes.numerics.arithmetic import exponentials
 from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.voxelwise.weights import moments
+from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH
 
 REACH = 4.8  # half the range of the bins, in sd
 AROUND = 2  # bins to each side of the shortest interval that a parabola is laid through

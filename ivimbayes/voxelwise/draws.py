@@ -1,49 +1,11 @@
-"""What the kernel of the maps works on: a protocol, a population's draws, quasi-random points, scratch.
-
-The draws lie on the last axis of every array; see `lanes`.
-"""
+"""Draws of a population's posterior, laid out for the kernel."""
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import chi, norm, qmc
-from scipy.stats import f as fisher
 
 from ivimbayes.numerics.arithmetic import Array
-from ivimbayes.numerics.steps import B_DIGITS, step_table
-
-WIDTH = 256  # lanes in a block at most; numbers of draws are multiples of it
-NU = 7.0  # of the proposal
-BINS, TAPS = 64, 32  # of the density of a parameter: bins, half the kernel
-CLASSES = 512  # of weights
-SCRAMBLE = 89  # of 120 scramblings tried, the one whose intervals come closest to those of 16 384 draws
-
-
-class Protocol(NamedTuple):
-    """What all voxels of a scan share. M distinct b values, K measurements.
-
-    Attributes
-    ----------
-    b, weight : ndarray (M,)
-        Distinct b values (s/mm²), rising, and the images averaged into each.
-    step : ndarray (M,)
-    steps : ndarray (3, S)
-        From `step_table`.
-    place, averages : ndarray (K,)
-        Which b value a measurement is at, and the images averaged into it.
-    rician : int
-        1 for Rician noise, 0 for Gaussian.
-    """
-
-    b: Array
-    weight: Array
-    step: Array
-    steps: Array
-    place: Array
-    averages: Array
-    rician: int
 
 
 class Draws(NamedTuple):
@@ -92,115 +54,6 @@ class Draws(NamedTuple):
     centre: Array
     around: Array
     middle: Array
-
-
-class Points(NamedTuple):
-    """Quasi-random draws of a standard Student-t, common to all voxels.
-
-    Attributes
-    ----------
-    z : ndarray (P, N)
-    log_q : ndarray (N,)
-        Their log-density.
-    normal : ndarray (N,)
-        Standard normal numbers, for S0.
-    """
-
-    z: Array
-    log_q: Array
-    normal: Array
-
-
-class Work(NamedTuple):
-    """Scratch of one thread, for N draws: see `make_work`.
-
-    Attributes
-    ----------
-    x, value : ndarray (4, N)
-        Theta (and S0, Rician noise) of the draws; their f, D, D*, S0.
-    given, log_w, w, square, log_q : ndarray (N,)
-    power : ndarray (2 S, WIDTH)
-        Decays over the steps between b values.
-    curve : ndarray (M, WIDTH)
-    slow, fast : ndarray (WIDTH,)
-    sums : ndarray (4, WIDTH)
-    bins : ndarray (7, BINS + 2 TAPS + 4)
-    place, counts : ndarray of int
-    tail, rest : ndarray (N + 1,)
-    theta : ndarray (4,)
-    L, H : ndarray (4, 4)
-    stretch, ones : ndarray (4, 2)
-    search : ndarray (14, 4 or S)
-        For `find_mode`.
-    matrix : ndarray (N, WIDTH)
-        Used for few voxels; its memory is taken when it is.
-    normaliser, lone_normaliser : ndarray (WIDTH,)
-    """
-
-    x: Array
-    value: Array
-    given: Array
-    log_w: Array
-    w: Array
-    square: Array
-    log_q: Array
-    power: Array
-    curve: Array
-    slow: Array
-    fast: Array
-    sums: Array
-    bins: Array
-    place: np.ndarray
-    counts: np.ndarray
-    tail: Array
-    rest: Array
-    theta: Array
-    L: Array
-    H: Array
-    stretch: Array
-    ones: Array
-    search: Array
-    matrix: Array
-    normaliser: Array
-    lone_normaliser: Array
-
-
-def make_work(protocol: Protocol, count: int) -> Work:
-    """Allocate scratch for `count` draws."""
-    M, S = len(protocol.b), protocol.steps.shape[1]
-    return Work(
-        np.zeros((4, count)), np.zeros((4, count)), np.zeros(count), np.empty(count), np.empty(count),
-        np.empty(count), np.empty(count), np.empty((2 * S, WIDTH)), np.empty((M, WIDTH)), np.empty(WIDTH),
-        np.empty(WIDTH), np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 4)), np.empty(WIDTH, np.int32),
-        np.empty(CLASSES, np.int32), np.empty(count + 1), np.empty(count + 1), np.zeros(4), np.zeros((4, 4)),
-        np.zeros((4, 4)), np.ones((4, 2)), np.ones((4, 2)), np.empty((14, max(4, S))),
-        np.empty((count, WIDTH)), np.empty(WIDTH), np.empty(WIDTH),
-    )  # fmt: skip
-
-
-def make_protocol(b: Array, averages: Array, rician: bool = False) -> Protocol:
-    """Sort and merge the b values of a scan, shape (K,)."""
-    distinct, place = np.unique(np.asarray(b, float).round(B_DIGITS), return_inverse=True)
-    averages = np.asarray(averages, float)
-    step, steps = step_table(distinct)
-    weight = np.bincount(place, averages)
-    return Protocol(
-        distinct, weight, step, np.ascontiguousarray(steps), place.astype(float), averages, int(rician)
-    )
-
-
-@cache
-def make_points(dims: int, count: int, seed: int, nu: float = NU) -> Points:
-    """Draw scrambled Sobol points and turn them to a Student-t along their radius."""
-    u = np.clip(qmc.Sobol(dims + 1, seed=SCRAMBLE + seed).random(count), 1e-12, 1 - 1e-12)
-    z = norm.ppf(u[:, :dims])
-    radius = np.sqrt((z**2).sum(axis=1))
-    # the radius of a Student-t with the same probability, of which the square over dims is F-distributed
-    new = np.sqrt(dims * fisher.ppf(np.clip(chi.cdf(radius, dims), 0, 1 - 1e-13), dims, nu))
-    z *= (new / radius)[:, None]
-    constant = math.lgamma((nu + dims) / 2) - math.lgamma(nu / 2) - dims / 2 * math.log(nu * math.pi)
-    log_q = constant - 0.5 * (nu + dims) * np.log1p((z**2).sum(axis=1) / nu)
-    return Points(np.ascontiguousarray(z.T), log_q, norm.ppf(u[:, dims]))
 
 
 def make_draws(

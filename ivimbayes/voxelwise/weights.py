@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from ivimbayes.kernel_data import CLASSES, WIDTH
 from ivimbayes.numerics.arithmetic import exponential, logarithm
 from ivimbayes.numerics.jit import allocating_jit, jit, sum_jit
+from ivimbayes.voxelwise.workspace import CLASSES, WIDTH
 
 
 @jit

@@ -1,0 +1,1 @@
+"""The posterior of one voxel given its population: importance sampling, compiled."""
