@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.curves import summarise_curves
+from ivimbayes.curves.summary import summarise_curves
 from ivimbayes.errors import InputError
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.spec import ModelSpec

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ivimbayes import SIGNALS, InputError, InputWarning, predict, tissue_prior
-from ivimbayes.curves import QUIET, summarise_curves, voxel_prior
+from ivimbayes.curves.summary import QUIET, summarise_curves, voxel_prior
 from ivimbayes.models.correlation import covariance
 from ivimbayes.models.population import draw_region_prior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE

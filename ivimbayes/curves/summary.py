@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 from scipy.stats import gamma, norm, qmc
 
-from ivimbayes.curve_density import Beliefs, Lanes, make_scratch
-from ivimbayes.curve_kernel import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
+from ivimbayes.curves.density import Beliefs, Lanes, make_scratch
+from ivimbayes.curves.posterior import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
 from ivimbayes.voxelwise.points import make_points

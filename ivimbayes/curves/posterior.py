@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from ivimbayes.curve_density import evaluate_curves, log_mass
-from ivimbayes.curve_modes import find_modes, fit_width, place
+from ivimbayes.curves.density import evaluate_curves, log_mass
+from ivimbayes.curves.modes import find_modes, fit_width, place
 from ivimbayes.numerics.arithmetic import logarithms
 from ivimbayes.numerics.jit import allocating_jit, jit
 from ivimbayes.voxelwise.proposals import (

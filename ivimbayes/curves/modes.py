@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from ivimbayes.curve_density import FAR, MODES
+from ivimbayes.curves.density import FAR, MODES
 from ivimbayes.numerics.biexponential import fill_decays
 from ivimbayes.numerics.jit import jit
 from ivimbayes.voxelwise.modes import cholesky

@@ -1,0 +1,1 @@
+"""The posterior of a single curve that no region informs."""
