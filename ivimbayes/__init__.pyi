@@ -23,8 +23,6 @@ from .contrasts import scan_table as scan_table
 from .contrasts import write_cohort as write_cohort
 from .density_plots import plot_joint as plot_joint
 from .density_plots import plot_prior_posterior as plot_prior_posterior
-from .design import design_protocol as design_protocol
-from .design import precision_by_budget as precision_by_budget
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .estimates import region_estimates as region_estimates
@@ -55,10 +53,12 @@ from .plots import plot_predictive as plot_predictive
 from .plots import plot_regions as plot_regions
 from .plots import plot_sessions as plot_sessions
 from .plots import plot_spread as plot_spread
-from .precision import expected_precision as expected_precision
 from .prior_check import prior_check as prior_check
-from .protocol import check_protocol as check_protocol
-from .protocol import recommended_protocol as recommended_protocol
+from .protocol.check import check_protocol as check_protocol
+from .protocol.check import recommended_protocol as recommended_protocol
+from .protocol.design import design_protocol as design_protocol
+from .protocol.design import precision_by_budget as precision_by_budget
+from .protocol.precision import expected_precision as expected_precision
 from .protocol_plots import plot_protocol as plot_protocol
 from .report import write_report as write_report
 from .sampling import fit as fit

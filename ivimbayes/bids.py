@@ -38,7 +38,7 @@ from ivimbayes.io.tables import read_table
 from ivimbayes.models.priors import TissuePrior, read_priors
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.progress import StepProgress
-from ivimbayes.protocol import require_protocol
+from ivimbayes.protocol.check import require_protocol
 from ivimbayes.regions import Region
 from ivimbayes.sampling import (
     CHAINS,

@@ -32,7 +32,7 @@ from ivimbayes.models.population import add_second, draw_region_prior, draw_seco
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
 from ivimbayes.progress import StepProgress
-from ivimbayes.protocol import require_protocol
+from ivimbayes.protocol.check import require_protocol
 from ivimbayes.sampling import (
     RegionTask,
     Running,

@@ -49,8 +49,8 @@ def check_command(
     Exit status 0: a fit would take them. 2: it would not, or bad input.
     """
     from ivimbayes.models.priors import read_priors, tissue_prior
-    from ivimbayes.precision import expected_precision, tabulate_precision
-    from ivimbayes.protocol import check_protocol
+    from ivimbayes.protocol.check import check_protocol
+    from ivimbayes.protocol.precision import expected_precision, tabulate_precision
     from ivimbayes.terminal import print_precision
 
     values, prior = _read_b(b), tissue_prior(tissue, read_priors(priors))
@@ -102,9 +102,9 @@ def design_command(
 
     With --out the design is written as an FSL file, and the sd plotted against the number of images.
     """
-    from ivimbayes.design import describe_b, design_protocol
     from ivimbayes.models.priors import read_priors, tissue_prior
-    from ivimbayes.precision import tabulate_precision
+    from ivimbayes.protocol.design import describe_b, design_protocol
+    from ivimbayes.protocol.precision import tabulate_precision
     from ivimbayes.terminal import print_precision
 
     names = [word.strip() for word in minimise.split(",")]
@@ -140,9 +140,9 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ivimbayes.design import design_protocol, join_budgets
-    from ivimbayes.precision import tabulate_precision
-    from ivimbayes.protocol import needed_distinct
+    from ivimbayes.protocol.check import needed_distinct
+    from ivimbayes.protocol.design import design_protocol, join_budgets
+    from ivimbayes.protocol.precision import tabulate_precision
     from ivimbayes.protocol_plots import plot_protocol
 
     images = int(made.attrs["images"])
@@ -163,7 +163,7 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
 def _read_b(text: str) -> "np.ndarray":
     """Read b values, from a file or as given."""
     from ivimbayes.io.scans import read_bval
-    from ivimbayes.protocol import check_values
+    from ivimbayes.protocol.check import check_values
 
     try:
         numbers = [float(word) for word in text.replace(",", " ").split()]

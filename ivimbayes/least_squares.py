@@ -27,7 +27,7 @@ from ivimbayes.io.scans import roi_names
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.numerics.steps import B_DIGITS
 from ivimbayes.progress import MapProgress
-from ivimbayes.protocol import require_protocol
+from ivimbayes.protocol.check import require_protocol
 from ivimbayes.voxelwise.status import MAPPED, SPACE
 
 BOUNDS = {"f": (0.0, 1.0), "D": (0.0, 4e-3), "D_star": (0.0, 0.5)}

@@ -33,7 +33,7 @@ from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
 from ivimbayes.modes import Population, population_mode
 from ivimbayes.progress import FitProgress
-from ivimbayes.protocol import require_protocol
+from ivimbayes.protocol.check import require_protocol
 from ivimbayes.regions import Region
 from ivimbayes.second import Second, find_second
 from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels

@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 import ivimbayes as ib  # noqa: E402
-from ivimbayes.design import FRESH, _Search, candidate_b, describe_b, join_budgets  # noqa: E402
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.precision import expected_precision, make_plan  # noqa: E402
+from ivimbayes.protocol.design import FRESH, _Search, candidate_b, describe_b, join_budgets
+from ivimbayes.protocol.precision import expected_precision, make_plan
 
 QUICK = {"refine": False, "draws": 128, "progress": False}
 

@@ -7,7 +7,7 @@ import pytest
 
 from ivimbayes import expected_precision, recommended_protocol
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.precision import (
+from ivimbayes.protocol.precision import (
     cramer_rao,
     information,
     make_plan,

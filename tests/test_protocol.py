@@ -7,7 +7,7 @@ import xarray as xr
 from ivimbayes import InputWarning, ModelSpec, fit
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.protocol import require_protocol
+from ivimbayes.protocol.check import require_protocol
 from ivimbayes.simulation import regions as simulate
 
 FULL = (0, 0, 10, 20, 40, 80, 200, 400, 800)

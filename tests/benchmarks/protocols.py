@@ -14,10 +14,10 @@ import time
 import numpy as np
 
 from ivimbayes import design_protocol, expected_precision, fit_full, predict, recommended_protocol
-from ivimbayes.design import describe_b
 from ivimbayes.io.scans import as_scan
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.precision import make_plan
+from ivimbayes.protocol.design import describe_b
+from ivimbayes.protocol.precision import make_plan
 
 TISSUES = ("liver", "kidney", "brain", "pancreas", "prostate")
 NAMES, SHOWN = ("f", "D", "D_star"), np.array([1.0, 1e3, 1e3])

@@ -10,7 +10,9 @@ import xarray as xr
 from ivimbayes.errors import InputError
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import Array
-from ivimbayes.precision import (
+from ivimbayes.progress import StepProgress
+from ivimbayes.protocol.check import check_protocol, check_values, needed_distinct, recommended_protocol
+from ivimbayes.protocol.precision import (
     VOXELS,
     Plan,
     information,
@@ -20,8 +22,6 @@ from ivimbayes.precision import (
     prior_sd_of,
     value_slope,
 )
-from ivimbayes.progress import StepProgress
-from ivimbayes.protocol import check_protocol, check_values, needed_distinct, recommended_protocol
 
 STARTS, TRUTHS = 4, 256  # of the exchange; values of the prior that its criterion averages over
 FEW_VOXELS, FEW_POINTS = 256, 512  # simulated where protocols are compared

@@ -12,7 +12,7 @@ from scipy.stats import norm, qmc
 from ivimbayes.errors import InputError
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS, Array, Signal
-from ivimbayes.protocol import check_values
+from ivimbayes.protocol.check import check_values
 from ivimbayes.voxelwise.points import NU, make_points
 
 VOXELS, POINTS = 1024, 1024  # simulated voxels; weighted points of each posterior, a quarter from the prior

@@ -1,0 +1,1 @@
+"""What b values can tell: checks, expected precision, design."""
