@@ -26,7 +26,9 @@ from .density_plots import plot_prior_posterior as plot_prior_posterior
 from .errors import InputError as InputError
 from .errors import InputWarning as InputWarning
 from .estimates import region_estimates as region_estimates
-from .interruption import FitInterrupted as FitInterrupted
+from .fitting.fit import fit as fit
+from .fitting.interruption import FitInterrupted as FitInterrupted
+from .fitting.voxels import choose_voxels as choose_voxels
 from .io.netcdf import read_tree as read_tree
 from .io.netcdf import write_tree as write_tree
 from .io.scans import read_scan as read_scan
@@ -61,7 +63,6 @@ from .protocol.design import precision_by_budget as precision_by_budget
 from .protocol.precision import expected_precision as expected_precision
 from .protocol_plots import plot_protocol as plot_protocol
 from .report import write_report as write_report
-from .sampling import fit as fit
 from .sensitivity import prior_sensitivity as prior_sensitivity
 from .sessions import compare_fits as compare_fits
 from .sessions import repeatability as repeatability
@@ -70,5 +71,4 @@ from .simulation.regions import simulate as simulate
 from .simulation.study import simulate_study as simulate_study
 from .summary import diagnose as diagnose
 from .summary import summarize as summarize
-from .voxels import choose_voxels as choose_voxels
 from .voxelwise import posterior_maps as posterior_maps

@@ -33,25 +33,16 @@ from ivimbayes.bids_results import (
 from ivimbayes.cohort import fit_cohort
 from ivimbayes.contrasts import write_cohort
 from ivimbayes.errors import InputError, printable
+from ivimbayes.fitting.checkpoint import Region
+from ivimbayes.fitting.fit import JOINED, finish_file
+from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Settings, plan_fit
+from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.scans import file_digest, read_scan, roi_names
 from ivimbayes.io.tables import read_table
 from ivimbayes.models.priors import TissuePrior, read_priors
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.regions import Region
-from ivimbayes.sampling import (
-    CHAINS,
-    DRAWS,
-    JOINED,
-    TARGET_ACCEPT,
-    TUNE,
-    Plan,
-    Settings,
-    finish_file,
-    plan_fit,
-)
-from ivimbayes.voxels import VOXELS_PER_ROI
 from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 from ivimbayes.workers import RegionJob, Result, open_workers, sample_jobs
 

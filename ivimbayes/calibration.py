@@ -20,9 +20,14 @@ import pandas as pd
 import xarray as xr
 from arviz_stats.ecdf_utils import ecdf_pit
 
-from ivimbayes.convergence import measure_chains
-from ivimbayes.density import callbacks, noise_constant, split_draws
 from ivimbayes.errors import InputError
+from ivimbayes.fitting.convergence import measure_chains
+from ivimbayes.fitting.draws import split_draws
+from ivimbayes.fitting.packing import noise_constant
+from ivimbayes.fitting.plan import Settings
+from ivimbayes.fitting.sampler import Running, callbacks, chain_options, retry_factor
+from ivimbayes.fitting.starts import RegionTask, prepare_region
+from ivimbayes.fitting.voxels import MIN_POOLED
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import check_netcdf, write_netcdf
 from ivimbayes.io.text import one_line
@@ -33,15 +38,6 @@ from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.sampling import (
-    RegionTask,
-    Running,
-    Settings,
-    chain_options,
-    prepare_region,
-    retry_factor,
-)
-from ivimbayes.voxels import MIN_POOLED
 
 B = (0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 VOXELS, KEPT, SAVE_EVERY = 10, 999, 10

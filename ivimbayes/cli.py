@@ -143,9 +143,9 @@ def fit_command(
     Exit status 0: results written. 2: nothing written, the message says why. 3: results written, a region's
     posterior is not to be trusted.
     """
+    from ivimbayes.fitting.fit import fit
     from ivimbayes.io.scans import read_scan
     from ivimbayes.models.spec import ModelSpec
-    from ivimbayes.sampling import fit
 
     options: dict[str, Any] = {
         "tissue": parse_tissues(tissue), "priors": priors, "voxels_per_roi": voxels_per_roi or None,
@@ -241,8 +241,8 @@ def demo(
 
     The phantom is written to the folder phantom, as NIfTI, the truth of the regions to truth.tsv.
     """
+    from ivimbayes.fitting.fit import fit
     from ivimbayes.io.scans import read_scan, write_scan
-    from ivimbayes.sampling import fit
     from ivimbayes.simulation.regions import phantom
 
     simulated, truth = phantom()

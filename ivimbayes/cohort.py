@@ -15,9 +15,9 @@ import xarray as xr
 
 from ivimbayes.adaptive import K_GOOD, draw_density
 from ivimbayes.cohort_density import draw_means, marginal
-from ivimbayes.convergence import ESS
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.estimates import Fit, gaussian_likelihood, region_estimates
+from ivimbayes.fitting.convergence import ESS
 from ivimbayes.models.correlation import beta_shapes, correlation_cholesky, correlations, pairs
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 

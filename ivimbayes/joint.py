@@ -11,11 +11,12 @@ import xarray as xr
 from ivimbayes.cohort import Density, as_cohort, check_options, read_design, region_data
 from ivimbayes.errors import InputError
 from ivimbayes.estimates import region_estimates
+from ivimbayes.fitting.packing import model_data
+from ivimbayes.fitting.starts import prepare_region
 from ivimbayes.models.correlation import correlations
 from ivimbayes.models.pymc_model import build_joint_model
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec, model_data, sigma_scale, signal_scale
-from ivimbayes.sampling import prepare_region
+from ivimbayes.models.spec import ModelSpec, sigma_scale, signal_scale
 
 TUNE, ACCEPT = 1000, 0.9
 

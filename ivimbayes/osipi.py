@@ -13,10 +13,10 @@ import xarray as xr
 
 from ivimbayes.curves.summary import summarise_curves
 from ivimbayes.errors import InputError
+from ivimbayes.fitting.fit import fit
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.sampling import fit
 from ivimbayes.voxelwise import posterior_maps
 from ivimbayes.voxelwise.status import STATUS
 

@@ -9,12 +9,12 @@ import pandas as pd
 import xarray as xr
 
 from ivimbayes.errors import InputError
+from ivimbayes.fitting.voxels import VOXELS_PER_ROI, choose_voxels
 from ivimbayes.models.correlation import covariance
 from ivimbayes.models.population import add_second, draw_region_prior, draw_second_prior, draw_theta
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec, region_priors
-from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
 DRAWS, LEAST_DRAWS = 4000, 100
 QUANTILES = (0.025, 0.5, 0.975)

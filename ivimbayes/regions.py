@@ -1,43 +1,7 @@
 """Regions of a fit: the draws of one before they are joined, and one out of many afterwards."""
 
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 import xarray as xr
-
-from ivimbayes.errors import InputError
-from ivimbayes.io.netcdf import read_tree
-
-
-@dataclass(frozen=True)
-class Region:
-    """Draws of a region: in memory, or in a file that was written before."""
-
-    tree: xr.DataTree | None
-    path: Path | None = None
-    key: str = ""
-
-    def read(self) -> xr.DataTree:
-        """Give the tree of the region.
-
-        Raises
-        ------
-        InputError
-            If its file is gone, or is not the one that was written.
-        """
-        if self.tree is not None:
-            return self.tree
-        assert self.path is not None
-        with suppress(InputError):
-            tree = read_tree(self.path)
-            if tree.attrs.get("key") == self.key:
-                return tree
-        raise InputError(
-            f"{self.path}: gone or changed since it was written; if another run of ivimbayes works there, "
-            "wait for it, and run the same command again"
-        )
 
 
 def voxels_of(data: xr.Dataset, roi: str) -> slice | np.ndarray:

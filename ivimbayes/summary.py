@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.cluster.vq import kmeans2
 from scipy.stats import gaussian_kde
 
-from ivimbayes.convergence import (
+from ivimbayes.fitting.convergence import (
     BFMI,
     DIVERGENT,
     DIVERGENT_FAILED,

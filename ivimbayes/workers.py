@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.density import callbacks
 from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.fitting.fit import sample_region
+from ivimbayes.fitting.plan import Settings
+from ivimbayes.fitting.sampler import callbacks
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import read_tree, write_tree
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import connect, count_cores
-from ivimbayes.sampling import Settings, sample_region
 
 WAITING = 32  # regions handed out at least, so that a cluster that grows with its queue sees one
 Result = xr.DataTree | Exception

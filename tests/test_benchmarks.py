@@ -8,7 +8,9 @@ import pytest
 import xarray as xr
 
 from ivimbayes import choose_voxels
-from ivimbayes.density import _unpack, coordinates, log_density, split_draws
+from ivimbayes.fitting.density import log_density
+from ivimbayes.fitting.draws import split_draws
+from ivimbayes.fitting.packing import _unpack, coordinates
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import maps  # noqa: E402

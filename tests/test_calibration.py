@@ -16,8 +16,9 @@ import ivimbayes as ib
 from ivimbayes import calibration
 from ivimbayes.calibration import _draw, _draw_once, _protocol, _Study
 from ivimbayes.cli import app
+from ivimbayes.fitting.plan import Settings
+from ivimbayes.fitting.sampler import Running
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.sampling import Running, Settings
 
 MONO = ModelSpec("monoexponential")
 SHORT = {"draws": 100, "tune": 200, "chains": 2, "retry": False, "progress": False, "cores": 2}
@@ -31,8 +32,9 @@ def study_of(spec: ModelSpec, noise_factor: float = 1.0) -> _Study:
 @pytest.mark.parametrize("noise", ["gaussian", "rician", "student_t"])
 def test_truth_has_the_density_that_draws_have(noise: str) -> None:
     """The log-likelihood of the truth is that of a draw that is the truth."""
-    from ivimbayes.density import coordinates, split_draws
-    from ivimbayes.sampling import prepare_region
+    from ivimbayes.fitting.draws import split_draws
+    from ivimbayes.fitting.packing import coordinates
+    from ivimbayes.fitting.starts import prepare_region
 
     spec = ModelSpec(noise=noise)
     study = study_of(spec)

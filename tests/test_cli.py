@@ -10,7 +10,6 @@ import xarray as xr
 from conftest import Case
 from test_scans import FAULTS, truncate
 
-import ivimbayes.sampling
 from ivimbayes import cli, diagnose, read_tree, summarize, write_tree
 from ivimbayes.io.netcdf import open_tree
 
@@ -43,8 +42,8 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch, short_fit: xr.DataTree) -> None
         write_tree(short_fit, path)
         return open_tree(path)
 
-    monkeypatch.setattr(ivimbayes.sampling, "_sample_all", lambda *_: {})
-    monkeypatch.setattr(ivimbayes.sampling, "finish_file", finish_file)
+    monkeypatch.setattr(ivimbayes.fitting.fit, "_sample_all", lambda *_: {})
+    monkeypatch.setattr(ivimbayes.fitting.fit, "finish_file", finish_file)
 
 
 def refused_line(result: tuple[int, str, str], case: Case, *words: str) -> None:
@@ -147,10 +146,9 @@ def test_results_and_status(case: Case, run: Run, no_sampling: None, short_fit: 
 def test_failed_region_is_status_3(
     case: Case, run: Run, no_sampling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ivimbayes.convergence
 
-    monkeypatch.setattr(ivimbayes.convergence, "R_HAT", 0.5)
-    monkeypatch.setattr(ivimbayes.convergence, "R_HAT_FAILED", 0.6)
+    monkeypatch.setattr(ivimbayes.fitting.convergence, "R_HAT", 0.5)
+    monkeypatch.setattr(ivimbayes.fitting.convergence, "R_HAT_FAILED", 0.6)
     monkeypatch.setattr("ivimbayes.summary.R_HAT_FAILED", 0.6)
     status, out, _ = run(*fit(case, "--no-maps"))
     assert status == 3
@@ -188,7 +186,7 @@ def test_interrupt_keeps_the_folder(case: Case, run: Run, monkeypatch: pytest.Mo
         (checkpoint / "region-1.nc").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ivimbayes.sampling, "fit", interrupt)
+    monkeypatch.setattr(ivimbayes.fitting.fit, "fit", interrupt)
     status, _, err = run(*fit(case))
     assert status == 130
     assert "continues" in err

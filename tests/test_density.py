@@ -8,17 +8,19 @@ import pytest
 from scipy.special import expit
 from scipy.stats import beta, halfnorm, multivariate_normal, multivariate_t, norm
 
-from ivimbayes.density import callbacks, coordinates, log_density, noise_constant, pack_region, split_draws
+from ivimbayes.fitting.density import log_density
+from ivimbayes.fitting.draws import split_draws
+from ivimbayes.fitting.modes import population_mode
+from ivimbayes.fitting.packing import coordinates, model_data, noise_constant, pack_region
+from ivimbayes.fitting.sampler import callbacks, sampler_model
+from ivimbayes.fitting.voxels import choose_voxels
 from ivimbayes.models.correlation import correlations, covariance
 from ivimbayes.models.noise import NOISES, gaussian_logp
 from ivimbayes.models.pymc_model import build_model
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec, model_data
-from ivimbayes.modes import population_mode
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.numerics.arithmetic import exponentials
-from ivimbayes.sampling import sampler_model
 from ivimbayes.simulation.regions import simulate
-from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to rounding, and unsorted
 CASES = [

@@ -22,11 +22,11 @@ import pytest
 import xarray as xr
 from conftest import SHORT, Case
 
-import ivimbayes.convergence as convergence
+import ivimbayes.fitting.convergence as convergence
+import ivimbayes.fitting.fit as sampling
 import ivimbayes.folders as folders
 import ivimbayes.io.append as joined
 import ivimbayes.io.netcdf as storage
-import ivimbayes.sampling as sampling
 import ivimbayes.workers as workers
 from ivimbayes import (
     ModelSpec,
@@ -42,18 +42,19 @@ from ivimbayes import (
 )  # fmt: skip
 from ivimbayes.bids_layout import Run
 from ivimbayes.bids_results import open_dataset, write_failure
-from ivimbayes.collect import join_regions
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fits import read_fit
+from ivimbayes.fitting.checkpoint import Region
+from ivimbayes.fitting.collect import join_regions
+from ivimbayes.fitting.interruption import FitInterrupted
 from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
-from ivimbayes.interruption import FitInterrupted
 from ivimbayes.io.append import write_regions
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.labels import read_label_names
 from ivimbayes.io.netcdf import open_tree
 from ivimbayes.io.tables import read_table
 from ivimbayes.models.priors import read_priors
-from ivimbayes.regions import Region, region_tree
+from ivimbayes.regions import region_tree
 from ivimbayes.stores import ZarrStore, unfinished_store
 
 Refused = Callable[..., str]

@@ -8,16 +8,17 @@ import pytest
 import xarray as xr
 from scipy.stats import ks_2samp, multivariate_normal, multivariate_t
 
+from ivimbayes.fitting.modes import Population, population_mode
+from ivimbayes.fitting.packing import model_data
+from ivimbayes.fitting.voxels import choose_voxels
 from ivimbayes.models.correlation import covariance
 from ivimbayes.models.noise import gaussian_logp
 from ivimbayes.models.population import draw_region_prior
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.pymc_model import Informed, build_model
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec, model_data
-from ivimbayes.modes import Population, population_mode
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.simulation.regions import simulate
-from ivimbayes.voxels import choose_voxels
 
 B = [0, 10, 40, 100, 200, 400, 600, 800]
 V = 6

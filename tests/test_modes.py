@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from ivimbayes.fitting.modes import population_mode, voxel_modes
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.modes import population_mode, voxel_modes
 
 B = np.array([0.0, 10, 20, 40, 80, 140, 200, 300, 400, 500, 600, 800])
 SIGNAL = SIGNALS["biexponential"]

@@ -7,7 +7,6 @@ import pytest
 import xarray as xr
 from conftest import B, Case
 
-import ivimbayes.sampling
 from ivimbayes import ModelSpec, cli, prior_check, tissue_prior
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.prior_check import QUANTILES, tabulate_check, verdicts
@@ -117,7 +116,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 
 
 def test_command(case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(ivimbayes.sampling, "fit", None)
+    monkeypatch.setattr(ivimbayes.fitting.fit, "fit", None)
     table = case.folder / "prior.tsv"
     words = ("prior", case.dwi, "--rois", case.rois)
     assert run(monkeypatch, *words, "--out", table) == 0

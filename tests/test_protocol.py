@@ -69,6 +69,6 @@ def test_nothing_is_sampled_where_the_model_is_refused(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan, _ = simulate((0, 50, 500, 1500, 3000, 4500), 30, voxels=10)
-    monkeypatch.setattr("ivimbayes.sampling._sample_all", lambda *a: pytest.fail("sampled"))
+    monkeypatch.setattr("ivimbayes.fitting.fit._sample_all", lambda *a: pytest.fail("sampled"))
     refused(lambda: fit(scan, ModelSpec("kurtosis"), progress=False), "4500", "beyond 3 / (D K)")
     refused(lambda: fit(scan, ModelSpec(noise="rician"), progress=False), "real-valued", "gaussian")

@@ -9,13 +9,13 @@ import pytest
 import xarray as xr
 from conftest import SHORT, B
 
-import ivimbayes.convergence as convergence
-import ivimbayes.sampling as sampling
+import ivimbayes.fitting.convergence as convergence
+import ivimbayes.fitting.fit as sampling
 from ivimbayes import ModelSpec, fit, predict
+from ivimbayes.fitting.voxels import choose_voxels
 from ivimbayes.models.noise import gaussian_logp
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.simulation import regions as simulate
-from ivimbayes.voxels import choose_voxels
 
 GROUPS = {
     "posterior", "prior", "posterior_predictive", "prior_predictive", "log_likelihood", "sample_stats",

@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from ivimbayes import diagnose, summarize
-from ivimbayes.convergence import Chains
+from ivimbayes.fitting.convergence import Chains
 from ivimbayes.summary import COLUMNS, _sampling, compare_truth, find_modes
 
 

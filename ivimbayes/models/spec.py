@@ -6,14 +6,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.text import read_json
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import TissuePrior, assign_priors, read_priors, tissue_prior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.modes import Population
 
 POPULATIONS = ("normal", "student_t", "mixture")
 SECOND_SHAPES, SECOND_SHIFT = (1.0, 9.0), 4.0  # Beta shapes of its share; scale of its shift over sd
@@ -125,33 +123,3 @@ def region_priors(
     if spec.prior != ModelSpec().prior and "*" not in named:
         assigned = {name: prior if name in named else spec.prior for name, prior in assigned.items()}
     return assigned
-
-
-def model_data(
-    voxels: xr.Dataset, spec: ModelSpec, population: Population, scale: float
-) -> dict[str, np.ndarray]:
-    """Arrays of one region that its model takes.
-
-    Parameters
-    ----------
-    voxels : Dataset
-        From `choose_voxels`: ``signal`` and ``averages`` (voxel, measurement), ``b`` (measurement).
-    spec : ModelSpec
-        Model with the region's prior.
-    population : Population
-        Where the likelihood of each voxel is approximated; changes the sampling space, not the model.
-    scale : float
-        Signals are divided by this.
-    """
-    averages, prior = voxels["averages"].values, spec.prior.theta(spec.signal)
-    return {
-        "b": voxels["b"].values,
-        "observed": voxels["signal"].values / scale,
-        "averages": averages,
-        "Lambda": population.precision,
-        "eta": population.shift,
-        "centre": prior.centre,
-        "width": prior.width,
-        "spread": prior.spread,
-        "sigma_scale": np.array(sigma_scale(averages)),
-    }

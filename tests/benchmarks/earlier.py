@@ -80,9 +80,9 @@ def gradient_cost() -> float:
         from ivimbayes.fitting.modes import population_mode
         from ivimbayes.fitting.packing import coordinates, model_data, pack_region
     except ImportError:
-        from ivimbayes.density import coordinates, log_density, pack_region
-        from ivimbayes.models.spec import model_data
-        from ivimbayes.modes import population_mode
+        from ivimbayes.fitting.density import log_density
+        from ivimbayes.fitting.modes import population_mode
+        from ivimbayes.fitting.packing import coordinates, model_data, pack_region
     from ivimbayes import ModelSpec, choose_voxels
     from ivimbayes.simulation import regions as simulate
 

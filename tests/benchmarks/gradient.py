@@ -10,11 +10,11 @@ import time
 import numpy as np
 
 from ivimbayes import ModelSpec, choose_voxels
-from ivimbayes.density import coordinates, log_density, pack_region
+from ivimbayes.fitting.density import log_density
+from ivimbayes.fitting.modes import population_mode
+from ivimbayes.fitting.packing import coordinates, model_data, pack_region
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import model_data
-from ivimbayes.modes import population_mode
 from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)

@@ -25,7 +25,8 @@ import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
 
-from ivimbayes import choose_voxels, fit, sampling, tissue_prior
+from ivimbayes import choose_voxels, fit, tissue_prior
+from ivimbayes.fitting import fit as sampling
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE
 from ivimbayes.simulation import regions as simulate
 

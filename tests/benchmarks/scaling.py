@@ -13,7 +13,8 @@ import arviz as az
 import xarray as xr
 from population import B, stopwatch
 
-from ivimbayes import fit, sampling, tissue_prior
+from ivimbayes import fit, tissue_prior
+from ivimbayes.fitting import fit as sampling
 from ivimbayes.simulation import regions as simulate
 
 HYPER = ["mu", "sd", "correlation", "sigma", "S0_roi", "S0_sd"]

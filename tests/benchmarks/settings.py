@@ -21,13 +21,15 @@ import nutpie
 import xarray as xr
 from population import TISSUES, B
 
-from ivimbayes import ModelSpec, choose_voxels, read_scan, sampling, tissue_prior
-from ivimbayes.density import callbacks, pack_region, split_draws
+from ivimbayes import ModelSpec, choose_voxels, read_scan, tissue_prior
+from ivimbayes.fitting import fit as sampling
+from ivimbayes.fitting.draws import split_draws
+from ivimbayes.fitting.modes import Population, voxel_modes
+from ivimbayes.fitting.packing import model_data, pack_region
+from ivimbayes.fitting.sampler import callbacks
+from ivimbayes.fitting.starts import RegionTask
 from ivimbayes.models.priors import assign_priors
-from ivimbayes.models.spec import model_data
-from ivimbayes.modes import Population, voxel_modes
 from ivimbayes.progress import FitProgress
-from ivimbayes.sampling import RegionTask
 from ivimbayes.simulation import regions as simulate
 
 CHAINS, HYPER = 4, ("mu", "sd", "partial", "sigma", "S0_roi", "S0_sd")

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.density import noise_constant, split_draws
+from ivimbayes.fitting.draws import split_draws
+from ivimbayes.fitting.packing import noise_constant
 from ivimbayes.io.netcdf import shorten
 from ivimbayes.models.correlation import correlations, covariance, pairs
 from ivimbayes.models.noise import NOISES

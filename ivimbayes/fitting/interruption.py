@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from ivimbayes.regions import Region
-
-LEAST = 50  # draws of a chain that are of use
+from ivimbayes.fitting.checkpoint import Region
+from ivimbayes.fitting.plan import LEAST
 
 
 class FitInterrupted(KeyboardInterrupt):

@@ -1,100 +1,34 @@
 """Fit: choose voxels, sample by NUTS, collect. Each region is a fit of its own."""
 
 import dataclasses
-import hashlib
 import json
 import os
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import nutpie
 import xarray as xr
-from nutpie.compile_pymc import CompiledPyMCModel
 
-from ivimbayes.collect import collect_region, join_regions
-from ivimbayes.convergence import measure_chains
-from ivimbayes.density import callbacks, coordinates, pack_region
 from ivimbayes.errors import InputError
-from ivimbayes.interruption import LEAST, FitInterrupted, Interrupted, cut_chains, cut_regions
+from ivimbayes.fitting.checkpoint import Region, _checkpoint_file, _kept, _key
+from ivimbayes.fitting.collect import collect_region, join_regions
+from ivimbayes.fitting.convergence import measure_chains
+from ivimbayes.fitting.interruption import FitInterrupted, Interrupted, cut_chains, cut_regions
+from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Settings, plan_fit
+from ivimbayes.fitting.sampler import Running, callbacks, chain_options, retry_factor
+from ivimbayes.fitting.starts import RegionTask, prepare_region
+from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.append import write_regions
-from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import open_tree, read_tree, write_tree
-from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import TissuePrior
-from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, model_data, region_priors, signal_scale
-from ivimbayes.modes import Population, population_mode
+from ivimbayes.models.spec import ModelSpec, signal_scale
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.regions import Region
-from ivimbayes.second import Second, find_second
-from ivimbayes.voxels import VOXELS_PER_ROI, choose_voxels
 
-DRAWS, TUNE, CHAINS, TARGET_ACCEPT = 1000, 500, 4, 0.85
-RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES = 0.95, 12, 2e9
-MANY_VOXELS, MANY_DEPTH, DEPTH = 500, 4, 10  # 15 steps cross the posterior of many voxels, 31 turn back
-POLL_SECONDS = 0.2
 JOINED, INTERRUPTED = "posterior.nc", "interrupted.nc"
-STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
-    "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
-    "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
-}  # fmt: skip
-START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Length and seed of a region's chains."""
-
-    draws: int = DRAWS
-    tune: int = TUNE
-    chains: int = CHAINS
-    target_accept: float = TARGET_ACCEPT
-    seed: int = 0
-    retry: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("draws", LEAST), ("tune", LEAST), ("chains", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}; give {least} or more")
-        if not 0.5 <= self.target_accept < 1:
-            raise InputError(f"target_accept {self.target_accept:g}; give a number from 0.5 to below 1")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a fit samples: voxels and prior of each region, the model, and the chains' settings."""
-
-    chosen: Mapping[str, xr.Dataset]
-    spec: ModelSpec
-    priors: Mapping[str, TissuePrior]
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class RegionTask:
-    """One region, ready to sample."""
-
-    name: str
-    voxels: xr.Dataset
-    spec: ModelSpec
-    scale: float
-    starts: tuple[Population, ...]
-    block: np.ndarray
-    seconds: tuple[Second, ...] = ()
-
-    @property
-    def level(self) -> str:
-        """Whether voxels or the mean curve are fitted."""
-        return str(self.voxels.attrs["level"])
 
 
 def fit(
@@ -195,34 +129,6 @@ def fit(
         return tree
 
 
-def plan_fit(
-    scan: xr.Dataset,
-    spec: ModelSpec,
-    settings: Settings,
-    *,
-    tissue: Mapping[str, str] | None = None,
-    priors: Mapping[str, TissuePrior] | str | Path | None = None,
-    voxels_per_roi: int | None = VOXELS_PER_ROI,
-    downsample: int | Sequence[int] = 1,
-    level: str = "voxel",
-) -> Plan:
-    """Choose the voxels of a fit and the priors of its regions; what cannot be fitted is refused here.
-
-    Parameters and errors are those of `fit`.
-    """
-    chosen = choose_voxels(
-        scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=settings.seed
-    )
-    assigned = region_priors(list(chosen), spec, tissue, priors)
-    for prior in {prior.name: prior for prior in assigned.values()}.values():
-        require_protocol(scan, spec.signal, prior, warn=False)
-    if NOISES[spec.noise].magnitude and scan.attrs.get("real_valued"):
-        raise InputError(
-            "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
-        )
-    return Plan(chosen, spec, assigned, settings)
-
-
 def sample_region(
     name: str, voxels: xr.Dataset, spec: ModelSpec, settings: Settings, cores: int = 1
 ) -> xr.DataTree:
@@ -290,70 +196,6 @@ def _prepare(
         scale = signal_scale(voxels["signal"].values)
         tasks.append(prepare_region(name, voxels, spec.with_prior(priors[name]), scale))
     return tasks
-
-
-def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float) -> RegionTask:
-    """Find the modes of a region, whose signals are divided by `scale`, and pack its data."""
-    starts = _starts(voxels, spec, scale)
-    block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
-    mixed = spec.population == "mixture" and voxels.attrs["level"] == "voxel"
-    seconds = find_second(starts[0], spec) if mixed else ()
-    return RegionTask(name, voxels, spec, scale, starts, block, seconds)
-
-
-def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Population, ...]:
-    """Modes of the population that dispersed starting points lead to, the best first.
-
-    They are sought on a part of the voxels. Modes that differ are refined on all voxels and kept where their
-    Laplace evidence is within `START_EVIDENCE` of the best: chains that set out from a mode of little weight
-    may stay there and say more about the start than about the posterior.
-    """
-    signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
-    part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
-    prior, found = spec.prior.theta(spec.signal), list[Population]()
-    offsets = np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T
-    for offset in offsets if SIGNALS[spec.signal].kurtosis else offsets[:-1]:
-        start = prior.centre + offset * prior.width
-        mode = _mode(signal[part], averages[part], b, spec, start)
-        if all(np.abs(mode.location - other.location).max() > START_DISTANCE for other in found):
-            found.append(mode)
-    plausible = max(mode.log_evidence for mode in found) - START_SCREEN
-    refined = [
-        mode if len(part) == len(signal) else _mode(signal, averages, b, spec, mode)
-        for mode in found
-        if mode.log_evidence > plausible
-    ]
-    refined.sort(key=lambda mode: -mode.log_evidence)
-    return tuple(mode for mode in refined if mode.log_evidence > refined[0].log_evidence - START_EVIDENCE)
-
-
-def _mode(
-    signal: np.ndarray, averages: np.ndarray, b: np.ndarray, spec: ModelSpec, start: Population | np.ndarray
-) -> Population:
-    return population_mode(signal, averages, b, spec.prior, start, spec.signal, spec.noise)
-
-
-def sampler_model(block: np.ndarray, start: np.ndarray) -> CompiledPyMCModel:
-    """Wrap a region's density for nutpie, with a starting point; its one variable is ``x``."""
-    n = coordinates(block)
-    density, copy = callbacks()
-    return CompiledPyMCModel(
-        dims={},
-        compiled_logp_func=density,
-        compiled_expand_func=copy,
-        initial_point_func=lambda _: start,
-        shared_data={},
-        shared_var_keys={},
-        user_data=block,
-        n_expanded=n,
-        shape_info=(["x"], [slice(0, n)], [(n,)]),
-        logp_func=None,
-        expand_func=None,
-        reparameterized_names=[],
-        _n_dim=n,
-        _shapes={"x": (n,)},
-        _coords={},
-    )
 
 
 def _sample_all(
@@ -471,31 +313,6 @@ def _interruption(
     return FitInterrupted(tree, str(path))
 
 
-class Running:
-    """Runs samplers, and ends those at work when the fit is interrupted."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()
-
-    def run(self, partial: bool = False, **options: Any) -> xr.DataTree:
-        """Sample one chain, polling, since a sampler cannot be ended while another thread waits for it.
-
-        Stopped, it gives the draws so far, if a `partial` chain is of use.
-        """
-        sampler = nutpie.sample(blocking=False, progress_bar=False, save_warmup=False, **options)
-        while not self.stopped.is_set():
-            with suppress(TimeoutError):
-                return sampler.wait(timeout=POLL_SECONDS)
-        if partial:
-            return sampler.abort()
-        sampler.cancel()
-        raise InterruptedError("sampling was stopped")
-
-    def stop(self) -> None:
-        """End every sampler at its next poll."""
-        self.stopped.set()
-
-
 def _submit(
     task: RegionTask,
     settings: Settings,
@@ -512,85 +329,3 @@ def _submit(
         callback = bars.callback(task.name, chain)
         future = pool.submit(running.run, partial=True, **options, progress_callback=callback)
         pending[future] = (task, chain, attempt)
-
-
-def chain_options(task: RegionTask, settings: Settings, chain: int, attempt: int = 1) -> dict[str, Any]:
-    """Give what `nutpie.sample` takes for a chain of a region; a second attempt is longer and steps finer."""
-    factor = 1 if attempt == 1 else retry_factor(task, settings)
-    many = attempt == 1 and task.voxels.sizes["voxel"] >= MANY_VOXELS
-    accept = settings.target_accept
-    seed = np.random.SeedSequence([settings.seed, int(task.voxels.attrs["label"]), chain, attempt])
-    start = _start_point(task, chain, np.random.default_rng(seed))
-    return {
-        "compiled_model": sampler_model(task.block, start), "chains": 1, "cores": 1,
-        "draws": settings.draws * factor, "tune": settings.tune * factor,
-        "target_accept": accept if attempt == 1 else max(RETRY_ACCEPT, accept),
-        "maxdepth": MANY_DEPTH if many else DEPTH, "seed": int(seed.generate_state(1)[0]),
-    }  # fmt: skip
-
-
-def retry_factor(task: RegionTask, settings: Settings) -> int:
-    """How many times the draws a second attempt takes: fewer where they would not fit `RETRY_BYTES`."""
-    size = 8 * settings.chains * settings.draws * coordinates(task.block)
-    return min(RETRY_FACTOR, int(RETRY_BYTES / size))
-
-
-def _start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.ndarray:
-    """Unconstrained starting point of a chain, near one of the region's modes."""
-    mode, best = task.starts[chain % len(task.starts)], task.starts[0]
-    sd = np.sqrt(np.diag(mode.covariance))
-    z = 0.5 * rng.standard_normal(best.shift.shape)
-    ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
-    if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
-        P, Q = len(sd), best.shift.shape[1]
-        precision = np.diag([*np.ones(P), *np.full(Q - P, 1 / S0_MEAN_SD**2)])
-        precision[:P, :P] = np.linalg.inv(mode.covariance)
-        A = precision + best.precision[0]
-        mean, location = np.append(mode.mean, S0_MEAN)[:Q], np.append(mode.location, mode.S0[0])[:Q]
-        centre = np.linalg.solve(A, precision @ mean + best.shift[0])
-        z = z + np.linalg.cholesky(A).T @ (location - centre)
-        return np.concatenate([[ln_sigma], z.ravel()])
-    centre, second = mode.mean, np.zeros(0)
-    if task.seconds:  # one of these instead of the mode, whose spread holds both populations
-        found = task.seconds[chain % len(task.seconds)]
-        centre, sd = found.mean, np.sqrt(np.diag(found.covariance))
-        logit = np.log(found.share / (1 - found.share)) + 0.3 * rng.standard_normal()
-        second = np.append(logit, found.shift / sd + 0.5 * rng.standard_normal(len(sd)))
-    return np.concatenate(
-        [
-            centre + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(len(sd)),
-            np.log(sd) + 0.3 * rng.standard_normal(len(sd)),
-            0.3 * rng.standard_normal(len(sd) * (len(sd) - 1) // 2),
-            [np.mean(mode.S0), np.log(np.std(mode.S0) + 0.02), ln_sigma],
-            second,
-            z.ravel(),
-        ]
-    )
-
-
-def _key(task: RegionTask, settings: Settings) -> str:
-    """Digest of everything a region's draws depend on."""
-    digest = hashlib.sha256(task.spec.to_json().encode())
-    digest.update(json.dumps(dataclasses.asdict(settings)).encode())
-    digest.update(code_digest().encode())
-    digest.update(task.block.tobytes())
-    for name in ("signal", "averages", "b", "x", "y", "z"):
-        digest.update(np.ascontiguousarray(task.voxels[name].values).tobytes())
-    digest.update(str((RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES, MANY_VOXELS, MANY_DEPTH, STARTS)).encode())
-    digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
-    return digest.hexdigest()
-
-
-def _checkpoint_file(checkpoint: str | Path, task: RegionTask) -> Path:
-    return Path(checkpoint) / f"region-{task.voxels.attrs['label']}.nc"
-
-
-def _kept(checkpoint: str | Path | None, task: RegionTask, key: str, load: bool) -> Region | None:
-    """Find the result of an earlier run with the same key."""
-    if checkpoint is None or not (path := _checkpoint_file(checkpoint, task)).is_file():
-        return None
-    try:
-        tree = read_tree(path)
-    except InputError:
-        return None
-    return Region(tree if load else None, path, key) if tree.attrs.get("key") == key else None

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ivimbayes.fitting.modes import SPREAD_WEIGHT, Population
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
-from ivimbayes.modes import SPREAD_WEIGHT, Population
 
 STEPS, FIRST_SHARE, FAR, EVIDENCE = 60, 0.05, 0.1, 1.5
 

@@ -1,0 +1,102 @@
+# mypy: disallow_untyped_defs=False
+"""Model variables from draws of the unconstrained coordinates."""
+
+import math
+
+import numpy as np
+from scipy.special import expit
+
+from ivimbayes.fitting.density import (
+    Array,
+    _hyperparameters,
+    _likelihood,
+    _locate,
+    _noise_logs,
+    _population_of,
+    _read_z,
+)
+from ivimbayes.fitting.packing import GAUSSIAN, _unpack
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
+from ivimbayes.numerics.jit import allocating_jit
+from ivimbayes.numerics.signals import make_shape
+from ivimbayes.numerics.triangular import product
+
+
+@allocating_jit
+def _of_draws(x, block):
+    """Give theta with S0 (draw, voxel, latent); log-likelihood, mean and precision of S0, (draw, voxel)."""
+    region = _unpack(block)
+    M, V, lanes = region.b.size, region.voxels, region.present.shape[1]
+    Q = region.shift.shape[1]
+    out, by_voxel = np.empty((x.shape[0], V, Q)), np.zeros((3, x.shape[0], V))
+    F, triples = np.empty((Q, Q, lanes)), np.empty((6, Q, lanes))
+    inverse, a, u, z, theta, bar = triples[0], triples[1], triples[2], triples[3], triples[4], triples[5]
+    shape = make_shape(region.form, M, region.steps.size, lanes)
+    curves, work, bars = np.empty((2, M, lanes)), np.empty((8, lanes)), np.zeros((4, lanes))
+    for n in range(x.shape[0]):
+        mu, sd, r, three, _, first = _hyperparameters(x[n], region)
+        S0_variance, variance = three[1] ** 2, three[2] ** 2
+        means, _, S = _population_of(mu, sd, r, three, Q)
+        shift = product(S, means.reshape((Q, 1)))[:, 0]
+        fixed = _noise_logs(region) * math.log(variance)
+        for index in range(region.signal.shape[0]):
+            start = index * lanes
+            count = min(lanes, V - start)
+            _read_z(x[n], first + start * Q, count, z)
+            _locate(S, shift, region.precision[index], region.shift[index], z, F, inverse, a, u, theta)
+            bars[:] = 0.0
+            _likelihood(
+                region, index, theta, three[0], variance, S0_variance, shape, curves[0], curves[1], bars,
+                work, bar,
+            )  # fmt: skip
+            for w in range(count):
+                by_voxel[0, n, start + w] = bars[3, w] - fixed
+                if region.noise == GAUSSIAN:
+                    by_voxel[0, n, start + w] += 0.5 * math.log(work[3, w])
+                    by_voxel[1, n, start + w] = work[1, w]
+                    by_voxel[2, n, start + w] = 1.0 / S0_variance + work[0, w] / variance
+                for i in range(Q):
+                    out[n, start + w, i] = theta[i, w]
+    return out, by_voxel
+
+
+def split_draws(x: Array, block: Array) -> dict[str, Array]:
+    """Model variables at unconstrained coordinates, and what follows from them for each voxel.
+
+    Parameters
+    ----------
+    x : ndarray (..., coordinate)
+        Draws.
+    block : ndarray
+        From `pack_region`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``theta`` (..., voxel, parameter), ``sigma``, ``S0_roi`` and ``S0_sd`` (...); of a population also
+        ``mu``, ``sd`` (..., parameter) and ``partial`` correlations (..., pair), and of a mixture
+        ``second_share`` (...) and ``second_shift`` (..., parameter). ``log_likelihood``, and the
+        mean ``S0_mean`` and standard deviation ``S0_scale`` of S0 given the rest (0 where S0 is sampled), all
+        (..., voxel); the log-likelihood lacks `noise_constant`.
+    """
+    P, pooled, lead = int(block[3]), bool(block[11]), x.shape[:-1]
+    marginal = int(block[7]) == GAUSSIAN
+    latent, by_voxel = _of_draws(np.ascontiguousarray(x.reshape(-1, x.shape[-1])), block)
+    log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)
+    latent = latent.reshape(*lead, *latent.shape[1:])
+    drawn = {
+        "theta": latent[..., :P], "log_likelihood": log_likelihood,
+        "S0_mean": mean if marginal else latent[..., P],
+        "S0_scale": 1 / np.sqrt(precision) if marginal else np.zeros_like(mean),
+    }  # fmt: skip
+    if not pooled:
+        fixed = {"S0_roi": np.full(lead, S0_MEAN), "S0_sd": np.full(lead, S0_MEAN_SD)}
+        return drawn | fixed | {"sigma": np.exp(x[..., 0])}
+    h = 2 * P + P * (P - 1) // 2
+    if block[14]:
+        shift = np.exp(x[..., P : 2 * P]) * x[..., h + 4 : h + 4 + P]
+        drawn |= {"second_share": expit(x[..., h + 3]), "second_shift": shift}
+    return drawn | {
+        "mu": x[..., :P], "sd": np.exp(x[..., P : 2 * P]), "partial": np.tanh(0.5 * x[..., 2 * P : h]),
+        "S0_roi": x[..., h], "S0_sd": np.exp(x[..., h + 1]), "sigma": np.exp(x[..., h + 2]),
+    }  # fmt: skip

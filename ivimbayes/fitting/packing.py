@@ -1,0 +1,283 @@
+# mypy: disallow_untyped_defs=False
+"""A region's data as the block of numbers that the compiled density reads."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from ivimbayes.fitting.density import Array
+from ivimbayes.fitting.modes import Population
+from ivimbayes.models.correlation import beta_shapes
+from ivimbayes.models.noise import NOISES
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import (
+    S0_MEAN,
+    S0_MEAN_SD,
+    S0_SD,
+    SECOND_SHAPES,
+    SECOND_SHIFT,
+    ModelSpec,
+    sigma_scale,
+)
+from ivimbayes.numerics.jit import allocating_jit
+from ivimbayes.numerics.noise import NOISE_KINDS
+from ivimbayes.numerics.signals import Form, form_of
+from ivimbayes.numerics.steps import B_DIGITS, step_table
+
+LANES = 128  # at most; a multiple of 4
+
+
+LN_2PI = math.log(2 * math.pi)
+
+
+GAUSSIAN, RICIAN, STUDENT_T = (NOISE_KINDS.index(kind) for kind in ("gaussian", "rician", "student_t"))
+
+
+class Region(NamedTuple):
+    """Data of one region as the density takes them: views of one block of numbers.
+
+    Measurements are sorted by b. With Gaussian noise those at one b are merged: their mean, and what is
+    ``within``, their sum of squares about it. B blocks of `LANES` voxels, M measurements after merging, P
+    parameters, Q latent.
+
+    Attributes
+    ----------
+    form : Form
+        The signal model.
+    noise : int
+        Place in `NOISE_KINDS`.
+    pooled : float
+        1 with a population to estimate, 0 for a mean curve, whose population is the prior.
+    measurements : float
+        Number of measurements of a voxel before merging.
+    nu : float
+        Degrees of freedom of a Student-t population; 0 for a normal one.
+    mixed : float
+        1 for a mixture of two normal populations.
+    constant : float
+        What the density adds that depends on no parameter.
+    sigma_scale : float
+        Scale of the half-normal prior of sigma.
+    S0 : ndarray (3,)
+        Mean and standard deviation of the normal prior of S0_roi, scale of the half-normal prior of S0_sd.
+    centre, width, spread : ndarray (P,)
+        Prior of mu, Normal(centre, width²), and of sd, half-normal with scale spread.
+    shapes : ndarray (P (P - 1) / 2,)
+        Beta shape of each partial correlation.
+    b : ndarray (M,)
+        b values, s/mm², rising.
+    step : ndarray (M,)
+        Which of `steps` leads from the b value before (from 0) to this one; -1 where they are the same.
+    steps, left, right : ndarray (S,)
+        Distinct differences of b values, each the sum of those at left and right; where these are -1, in the
+        first rows, it is no such sum.
+    voxels : int
+        Number of voxels.
+    signal, root : ndarray (B, M, LANES)
+        Mean signal at each b times ``root``, the square root of the number of images averaged into it.
+    within, present : ndarray (B, LANES)
+        Weighted sum of squares within the b values; 1 for a voxel, 0 for a filler.
+    precision : ndarray (B, Q, Q, LANES)
+        Lambda of `Informed`.
+    shift : ndarray (B, Q, LANES)
+        Eta of `Informed`.
+    """
+
+    form: Form
+    noise: int
+    pooled: float
+    measurements: float
+    nu: float
+    mixed: float
+    constant: float
+    sigma_scale: float
+    S0: Array
+    centre: Array
+    width: Array
+    spread: Array
+    shapes: Array
+    b: Array
+    step: Array
+    steps: Array
+    left: Array
+    right: Array
+    voxels: int
+    signal: Array
+    root: Array
+    within: Array
+    present: Array
+    precision: Array
+    shift: Array
+
+
+HEAD = 17  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and the six numbers after it in `Region`
+
+
+def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel") -> Array:
+    """Put a region's data into the one block of numbers that the density reads.
+
+    Parameters
+    ----------
+    data : mapping of str to ndarray
+        From `model_data`.
+    spec : ModelSpec
+        Model with the region's prior.
+    level : {"voxel", "mean"}
+        As in `build_model`.
+    """
+    V, Q = data["eta"].shape
+    form, marginal = form_of(SIGNALS[spec.signal]), NOISES[spec.noise].marginal
+    P, n = len(data["centre"]), data["averages"]
+    b, mean, weight, within = _sorted(data, marginal)
+    step, steps = step_table(b)
+    lanes = 4 * math.ceil(V / math.ceil(V / LANES) / 4)
+    pooled, heavy = level == "voxel", level == "voxel" and spec.population == "student_t"
+    shapes = beta_shapes(spec.eta, P)
+    head = [
+        0, lanes, V, P, len(b), steps.shape[1], Q, NOISE_KINDS.index(spec.noise), *form,
+        pooled, n.shape[1], spec.nu if heavy else 0, pooled and spec.population == "mixture",
+        _constant(data, spec, pooled, heavy), data["sigma_scale"],
+    ]  # fmt: skip
+    root = np.sqrt(weight)
+    by_voxel = (root * mean, root, within, np.ones(V), data["Lambda"], data["eta"])
+    parts = [
+        np.array(head, float), np.array([S0_MEAN, S0_MEAN_SD, S0_SD if pooled else S0_MEAN_SD]),
+        data["centre"], data["width"], data["spread"], shapes, b, step, steps,
+        *(_in_lanes(values, lanes) for values in by_voxel),
+    ]  # fmt: skip
+    block = np.concatenate([part.ravel() for part in parts])
+    block[0] = block.size
+    return block
+
+
+def _sorted(data: Mapping[str, Array], merge: bool) -> tuple[Array, Array, Array, Array]:
+    """Sort the b values, merge those that are one; mean signal, averages, and squares within, of each."""
+    n, y = data["averages"], data["observed"]
+    if not merge:
+        order = np.argsort(data["b"], kind="stable")
+        return data["b"].round(B_DIGITS)[order], y[:, order], n[:, order], np.zeros(len(y))
+    b, where = np.unique(data["b"].round(B_DIGITS), return_inverse=True)
+    into = (where[:, None] == np.arange(len(b))).astype(float)  # measurement to b value
+    weight = n @ into
+    mean = (n * y) @ into / weight
+    return b, mean, weight, (n * (y - mean[:, where]) ** 2).sum(axis=1)
+
+
+def noise_constant(noise: str, signal: Array, averages: Array) -> Array:
+    """Terms of the log-density of voxels' signals (voxel, measurement) that depend on no parameter."""
+    if noise == "rician":
+        return np.asarray(np.log(signal * averages).sum(axis=1))
+    each = {"gaussian": -0.5 * LN_2PI, "student_t": math.log(3 / 8)}[noise]
+    return np.asarray((each + 0.5 * np.log(averages)).sum(axis=1))
+
+
+def _constant(data: Mapping[str, Array], spec: ModelSpec, pooled: bool, heavy: bool) -> float:
+    """Give what the density adds that depends on no parameter."""
+    V, Q = data["eta"].shape
+    P, half_normal = len(data["centre"]), 0.5 * math.log(2 / math.pi)
+    total = float(noise_constant(spec.noise, data["observed"], data["averages"]).sum())
+    total += half_normal - math.log(data["sigma_scale"]) - 0.5 * V * (Q - P) * LN_2PI
+    if heavy:
+        nu = spec.nu
+        total += V * (math.lgamma((nu + P) / 2) - math.lgamma(nu / 2) - P / 2 * math.log(nu * math.pi))
+    else:
+        total -= 0.5 * V * P * LN_2PI
+    if pooled:
+        total -= np.log(data["width"]).sum() + 0.5 * P * LN_2PI
+        total += P * half_normal - np.log(data["spread"]).sum()
+        total -= sum(2 * math.lgamma(a) - math.lgamma(2 * a) for a in beta_shapes(spec.eta, P))
+        total += half_normal - math.log(S0_SD) - math.log(S0_MEAN_SD) - 0.5 * LN_2PI
+    if pooled and spec.population == "mixture":
+        total += math.lgamma(sum(SECOND_SHAPES)) - sum(math.lgamma(a) for a in SECOND_SHAPES)
+        total -= P * (math.log(SECOND_SHIFT) + 0.5 * LN_2PI)
+    return total
+
+
+def _in_lanes(values: Array, lanes: int) -> Array:
+    """(voxel, ...) to (block, ..., lane), filled with zeros."""
+    blocks = -(-len(values) // lanes)
+    filled = np.zeros((blocks * lanes, *values.shape[1:]))
+    filled[: len(values)] = values
+    return np.moveaxis(filled.reshape(blocks, lanes, *values.shape[1:]), 1, -1)
+
+
+@allocating_jit
+def _unpack(block):
+    """Make views of the parts of a block from `pack_region`."""
+    lanes, V, P, M, S = int(block[1]), int(block[2]), int(block[3]), int(block[4]), int(block[5])
+    Q = int(block[6])
+    B, pairs = (V + lanes - 1) // lanes, P * (P - 1) // 2
+    o0 = HEAD + 3
+    o1 = o0 + 3 * P
+    o2 = o1 + pairs
+    o3 = o2 + 2 * M + 3 * S
+    o4 = o3 + 2 * B * M * lanes
+    o5 = o4 + 2 * B * lanes
+    o6 = o5 + B * Q * Q * lanes
+    n = B * M * lanes
+    return Region(
+        Form(int(block[8]), int(block[9]), int(block[10])),
+        int(block[7]),
+        block[11],
+        block[12],
+        block[13],
+        block[14],
+        block[15],
+        block[16],
+        block[HEAD : HEAD + 3],
+        block[o0 : o0 + P],
+        block[o0 + P : o0 + 2 * P],
+        block[o0 + 2 * P : o0 + 3 * P],
+        block[o1 : o1 + pairs],
+        block[o2 : o2 + M],
+        block[o2 + M : o2 + 2 * M],
+        block[o2 + 2 * M : o2 + 2 * M + S],
+        block[o2 + 2 * M + S : o2 + 2 * M + 2 * S],
+        block[o2 + 2 * M + 2 * S : o2 + 2 * M + 3 * S],
+        V,
+        block[o3 : o3 + n].reshape((B, M, lanes)),
+        block[o3 + n : o3 + 2 * n].reshape((B, M, lanes)),
+        block[o4 : o4 + B * lanes].reshape((B, lanes)),
+        block[o4 + B * lanes : o4 + 2 * B * lanes].reshape((B, lanes)),
+        block[o5 : o5 + B * Q * Q * lanes].reshape((B, Q, Q, lanes)),
+        block[o6 : o6 + B * Q * lanes].reshape((B, Q, lanes)),
+    )
+
+
+def coordinates(block: Array) -> int:
+    """Count the unconstrained coordinates of a region."""
+    V, P, Q, pooled, mixed = int(block[2]), int(block[3]), int(block[6]), bool(block[11]), bool(block[14])
+    return V * Q + (2 * P + P * (P - 1) // 2 + 3 + mixed * (1 + P) if pooled else 1)
+
+
+def model_data(
+    voxels: xr.Dataset, spec: ModelSpec, population: Population, scale: float
+) -> dict[str, np.ndarray]:
+    """Arrays of one region that its model takes.
+
+    Parameters
+    ----------
+    voxels : Dataset
+        From `choose_voxels`: ``signal`` and ``averages`` (voxel, measurement), ``b`` (measurement).
+    spec : ModelSpec
+        Model with the region's prior.
+    population : Population
+        Where the likelihood of each voxel is approximated; changes the sampling space, not the model.
+    scale : float
+        Signals are divided by this.
+    """
+    averages, prior = voxels["averages"].values, spec.prior.theta(spec.signal)
+    return {
+        "b": voxels["b"].values,
+        "observed": voxels["signal"].values / scale,
+        "averages": averages,
+        "Lambda": population.precision,
+        "eta": population.shift,
+        "centre": prior.centre,
+        "width": prior.width,
+        "spread": prior.spread,
+        "sigma_scale": np.array(sigma_scale(averages)),
+    }

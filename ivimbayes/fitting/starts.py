@@ -1,0 +1,79 @@
+"""Starting points: modes of the population of a region."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from ivimbayes.fitting.mixture import Second, find_second
+from ivimbayes.fitting.modes import Population, population_mode
+from ivimbayes.fitting.packing import model_data, pack_region
+from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import ModelSpec
+
+STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
+    "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
+    "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
+}  # fmt: skip
+
+
+START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
+
+
+@dataclass(frozen=True)
+class RegionTask:
+    """One region, ready to sample."""
+
+    name: str
+    voxels: xr.Dataset
+    spec: ModelSpec
+    scale: float
+    starts: tuple[Population, ...]
+    block: np.ndarray
+    seconds: tuple[Second, ...] = ()
+
+    @property
+    def level(self) -> str:
+        """Whether voxels or the mean curve are fitted."""
+        return str(self.voxels.attrs["level"])
+
+
+def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float) -> RegionTask:
+    """Find the modes of a region, whose signals are divided by `scale`, and pack its data."""
+    starts = _starts(voxels, spec, scale)
+    block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
+    mixed = spec.population == "mixture" and voxels.attrs["level"] == "voxel"
+    seconds = find_second(starts[0], spec) if mixed else ()
+    return RegionTask(name, voxels, spec, scale, starts, block, seconds)
+
+
+def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Population, ...]:
+    """Modes of the population that dispersed starting points lead to, the best first.
+
+    They are sought on a part of the voxels. Modes that differ are refined on all voxels and kept where their
+    Laplace evidence is within `START_EVIDENCE` of the best: chains that set out from a mode of little weight
+    may stay there and say more about the start than about the posterior.
+    """
+    signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
+    part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
+    prior, found = spec.prior.theta(spec.signal), list[Population]()
+    offsets = np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T
+    for offset in offsets if SIGNALS[spec.signal].kurtosis else offsets[:-1]:
+        start = prior.centre + offset * prior.width
+        mode = _mode(signal[part], averages[part], b, spec, start)
+        if all(np.abs(mode.location - other.location).max() > START_DISTANCE for other in found):
+            found.append(mode)
+    plausible = max(mode.log_evidence for mode in found) - START_SCREEN
+    refined = [
+        mode if len(part) == len(signal) else _mode(signal, averages, b, spec, mode)
+        for mode in found
+        if mode.log_evidence > plausible
+    ]
+    refined.sort(key=lambda mode: -mode.log_evidence)
+    return tuple(mode for mode in refined if mode.log_evidence > refined[0].log_evidence - START_EVIDENCE)
+
+
+def _mode(
+    signal: np.ndarray, averages: np.ndarray, b: np.ndarray, spec: ModelSpec, start: Population | np.ndarray
+) -> Population:
+    return population_mode(signal, averages, b, spec.prior, start, spec.signal, spec.noise)
