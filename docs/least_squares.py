@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 import ivimbayes as ib
-from ivimbayes.decays import STATUS
+from ivimbayes.least_squares.solver import STATUS
 
 B = np.array([0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800], float)
 TISSUES = {  # D and D* in 1e-3 mm2/s, f

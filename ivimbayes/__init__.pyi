@@ -33,8 +33,8 @@ from .io.netcdf import read_tree as read_tree
 from .io.netcdf import write_tree as write_tree
 from .io.scans import read_scan as read_scan
 from .joint import fit_joint as fit_joint
-from .least_squares import fit_full as fit_full
-from .least_squares import fit_segmented as fit_segmented
+from .least_squares.maps import fit_full as fit_full
+from .least_squares.maps import fit_segmented as fit_segmented
 from .map_plots import plot_maps as plot_maps
 from .maps import read_maps as read_maps
 from .maps import write_maps as write_maps

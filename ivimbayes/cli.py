@@ -367,7 +367,7 @@ def ls_command(
     Without --rois or --mask every voxel of the image is fitted.
     """
     from ivimbayes.io.scans import read_scan
-    from ivimbayes.least_squares import describe_regions, fit_full, fit_segmented
+    from ivimbayes.least_squares.maps import describe_regions, fit_full, fit_segmented
     from ivimbayes.terminal import print_regions
 
     options: dict[str, Any] = {"cores": cores, "progress": not quiet}

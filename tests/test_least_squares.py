@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from ivimbayes import fit_full, fit_segmented, predict, write_maps
 from ivimbayes.cli import app
-from ivimbayes.decays import STATUS
-from ivimbayes.least_squares import describe_regions
+from ivimbayes.least_squares.maps import describe_regions
+from ivimbayes.least_squares.solver import STATUS
 from ivimbayes.maps import ERRORS
 from ivimbayes.voxelwise.status import MAPPED
 
@@ -267,8 +267,8 @@ def test_cores_change_nothing(
 ) -> None:
     scan = phantom_scan[0]
     one = FITS[name](scan, cores=1, progress=False)
-    monkeypatch.setattr("ivimbayes.least_squares.CHUNK", 100)
-    monkeypatch.setattr("ivimbayes.least_squares.SLAB_BYTES", 1)
+    monkeypatch.setattr("ivimbayes.least_squares.maps.CHUNK", 100)
+    monkeypatch.setattr("ivimbayes.least_squares.maps.SLAB_BYTES", 1)
     two = FITS[name](scan.transpose("measurement", "z", "y", "x", ...), cores=2, progress=False)
     for variable in one.data_vars:
         assert one[variable].values.tobytes() == two[variable].values.tobytes()

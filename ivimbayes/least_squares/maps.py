@@ -11,19 +11,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.decays import (
+from ivimbayes.errors import InputError
+from ivimbayes.io.scans import roi_names
+from ivimbayes.least_squares.solver import (
     FITTED,
     FULL,
     REFINED,
     SEGMENTED,
     STATUS,
     Protocol,
-    fit_voxels,
     make_protocol,
     make_work,
 )
-from ivimbayes.errors import InputError
-from ivimbayes.io.scans import roi_names
+from ivimbayes.least_squares.voxels import fit_voxels
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.numerics.steps import B_DIGITS
 from ivimbayes.progress import MapProgress
