@@ -14,7 +14,6 @@ from .check_plots import plot_loo_pit as plot_loo_pit
 from .check_plots import plot_trace as plot_trace
 from .cohort import fit_cohort as fit_cohort
 from .cohort_plots import plot_cohort as plot_cohort
-from .compare import compare_models as compare_models
 from .contrasts import all_contrasts as all_contrasts
 from .contrasts import contrast as contrast
 from .contrasts import predict_cohort as predict_cohort
@@ -44,7 +43,6 @@ from .models.priors import TissuePrior as TissuePrior
 from .models.priors import read_priors as read_priors
 from .models.priors import tissue_prior as tissue_prior
 from .models.pymc_model import build_model as build_model
-from .models.relaxation import correct_fraction as correct_fraction
 from .models.relaxation import relaxation_times as relaxation_times
 from .models.relaxation import volume_fraction as volume_fraction
 from .models.signals import SIGNALS as SIGNALS
@@ -63,12 +61,14 @@ from .protocol.design import precision_by_budget as precision_by_budget
 from .protocol.precision import expected_precision as expected_precision
 from .protocol_plots import plot_protocol as plot_protocol
 from .report import write_report as write_report
+from .results.comparison import compare_models as compare_models
+from .results.diagnosis import diagnose as diagnose
+from .results.sessions import compare_fits as compare_fits
+from .results.sessions import repeatability as repeatability
+from .results.summary import summarize as summarize
+from .results.volume_fraction import correct_fraction as correct_fraction
 from .sensitivity import prior_sensitivity as prior_sensitivity
-from .sessions import compare_fits as compare_fits
-from .sessions import repeatability as repeatability
 from .simulation.regions import phantom as phantom
 from .simulation.regions import simulate as simulate
 from .simulation.study import simulate_study as simulate_study
-from .summary import diagnose as diagnose
-from .summary import summarize as summarize
 from .voxelwise import posterior_maps as posterior_maps

@@ -22,7 +22,8 @@ from ivimbayes.maps import write_maps
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.report import render_report
-from ivimbayes.summary import VERDICTS, diagnose, summarize
+from ivimbayes.results.diagnosis import VERDICTS, diagnose
+from ivimbayes.results.summary import summarize
 
 BIDS_VERSION = "1.10.0"
 KEPT = ".ivimbayes"  # finished regions of unfinished runs

@@ -12,7 +12,6 @@ from scipy.stats import kstwo
 
 from ivimbayes.calibration import BAND as RANK_BAND
 from ivimbayes.calibration import rank_band
-from ivimbayes.compare import Comparison, Draws, leave_one_out, smoothed_weights
 from ivimbayes.errors import InputError
 from ivimbayes.figures import (
     BLUE,
@@ -31,6 +30,8 @@ from ivimbayes.figures import (
     signal_of,
 )
 from ivimbayes.fitting.convergence import BFMI, ESS
+from ivimbayes.results.comparison import Comparison
+from ivimbayes.results.leave_one_out import Draws, leave_one_out, smoothed_weights
 
 PIT_DRAWS, PIT_VOXELS = 1000, 50  # draws in all, and voxels at a time
 BAND = 0.95

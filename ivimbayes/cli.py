@@ -306,9 +306,9 @@ def map_command(
     whole image) takes that of the one fitted region, or of all regions together. The same command continues
     a run that was ended.
     """
-    from ivimbayes.fits import read_fit
     from ivimbayes.io.scans import read_scan
     from ivimbayes.maps import describe_maps
+    from ivimbayes.results.stored import read_fit
     from ivimbayes.voxelwise import posterior_maps
 
     if form not in FORMATS:
@@ -397,8 +397,9 @@ def summary(
     ] = False,
 ) -> None:
     """Print the table and the verdicts of a fit."""
-    from ivimbayes.fits import read_fit
-    from ivimbayes.summary import diagnose, summarize
+    from ivimbayes.results.diagnosis import diagnose
+    from ivimbayes.results.stored import read_fit
+    from ivimbayes.results.summary import summarize
     from ivimbayes.terminal import print_fit
 
     tree = read_fit(fit_file(folder))
@@ -426,9 +427,9 @@ def report_command(
 
     Without --out it replaces the report of the folder.
     """
-    from ivimbayes.fits import read_fit
     from ivimbayes.maps import map_files, read_maps
     from ivimbayes.report import write_report
+    from ivimbayes.results.stored import read_fit
 
     check_table(out, overwrite)
     path = fit_file(folder)
@@ -473,8 +474,8 @@ def compare_command(
         return
     if rope:
         raise InputError("--rope: is of two sessions; give --sessions too")
-    from ivimbayes.compare import compare_models
-    from ivimbayes.fits import read_fit
+    from ivimbayes.results.comparison import compare_models
+    from ivimbayes.results.stored import read_fit
     from ivimbayes.terminal import print_comparison
 
     check_table(out, overwrite)
@@ -528,7 +529,7 @@ def volume(
 ) -> None:
     """Print the perfusion fraction of each region's volume: that of the signal, corrected for T2 (and T1)."""
     from ivimbayes.io.netcdf import read_tree
-    from ivimbayes.models.relaxation import correct_fraction, tabulate_fractions
+    from ivimbayes.results.volume_fraction import correct_fraction, tabulate_fractions
     from ivimbayes.terminal import print_volume
 
     check_table(out, overwrite)

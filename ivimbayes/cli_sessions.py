@@ -10,8 +10,8 @@ from ivimbayes.folders import check_table, fit_file, write_table
 
 def compare_sessions(folders: list[Path], rope: list[str] | None, out: Path | None, overwrite: bool) -> None:
     """Compare two folders' fits, print what changed and write the table."""
-    from ivimbayes.fits import read_fit
-    from ivimbayes.sessions import compare_fits
+    from ivimbayes.results.sessions import compare_fits
+    from ivimbayes.results.stored import read_fit
     from ivimbayes.terminal import print_change
 
     check_table(out, overwrite)

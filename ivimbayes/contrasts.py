@@ -17,7 +17,7 @@ from ivimbayes.io.atomic import replacing
 from ivimbayes.io.netcdf import load_tree, write_tree
 from ivimbayes.io.text import one_line, read_json
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
-from ivimbayes.sessions import change_row
+from ivimbayes.results.sessions import change_row
 
 OWN = ("fit", "roi", "parameter", "unit", "alone", "mean", "median", "sd", "low", "high")  # of `scan_table`
 CONTRASTS = (

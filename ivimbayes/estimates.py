@@ -17,7 +17,7 @@ from ivimbayes.io.text import one_line, read_json
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.summary import diagnose
+from ivimbayes.results.diagnosis import diagnose
 
 LEAST_GAIN = -0.5  # of a scan's information on a direction of theta, over the prior's
 Fit = xr.DataTree | str | Path

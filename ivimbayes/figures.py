@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from ivimbayes.errors import InputError
 from ivimbayes.models.signals import FRACTIONS, PARAMETERS, SIGNALS, Signal
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.summary import HDI
+from ivimbayes.results.summary import HDI
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = (
     "#0072B2",

@@ -265,7 +265,8 @@ def write_results(
     from ivimbayes.maps import describe_maps, map_files, write_maps
     from ivimbayes.progress import FEW, StepProgress
     from ivimbayes.report import render_report
-    from ivimbayes.summary import compare_truth, diagnose, summarize
+    from ivimbayes.results.diagnosis import diagnose
+    from ivimbayes.results.summary import compare_truth, summarize
     from ivimbayes.terminal import print_fit, print_truth
 
     new = out.new

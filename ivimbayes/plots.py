@@ -29,8 +29,8 @@ from ivimbayes.figures import (
     signal_of,
 )
 from ivimbayes.models.signals import PARAMETERS
-from ivimbayes.regions import voxels_of
-from ivimbayes.summary import HDI, NORMAL_SD
+from ivimbayes.results.regions import voxels_of
+from ivimbayes.results.summary import HDI, NORMAL_SD
 
 BAND = (0.025, 0.5, 0.975)
 VOXEL_QUANTILES = {0.1: ("v", ORANGE, ":"), 0.5: ("o", BLUE, "-"), 0.9: ("^", GREEN, "--")}

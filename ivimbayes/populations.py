@@ -15,7 +15,7 @@ from ivimbayes.models.population import draw_region_prior
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.summary import diagnose
+from ivimbayes.results.diagnosis import diagnose
 from ivimbayes.voxelwise.status import SPACE
 
 POPULATION_DRAWS = 4096

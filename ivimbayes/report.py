@@ -28,9 +28,10 @@ from ivimbayes.models.priors import SHOWN, TissuePrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
-from ivimbayes.regions import region_tree
+from ivimbayes.results.diagnosis import VERDICTS, Diagnosis, diagnose
+from ivimbayes.results.regions import region_tree
+from ivimbayes.results.summary import summarize
 from ivimbayes.slices import draw_slices, has_numbers
-from ivimbayes.summary import VERDICTS, Diagnosis, diagnose, summarize
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page
 MEANINGS = {

@@ -21,7 +21,7 @@ from ivimbayes.models.correlation import beta_shapes, partial_correlations
 from ivimbayes.models.priors import ThetaPrior, TissuePrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale, signal_scale
-from ivimbayes.summary import contraction_of, find_modes
+from ivimbayes.results.diagnosis import contraction_of, find_modes
 
 THRESHOLD = 0.05
 COMPONENTS = ("all", "mu", "sd", "correlation", "S0", "sigma")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import PARAMETERS
-from ivimbayes.summary import Diagnosis
+from ivimbayes.results.diagnosis import Diagnosis
 
 STYLES = {"converged": "green", "caution": "yellow", "doubtful": "yellow", "failed": "red"}
 

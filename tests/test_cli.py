@@ -149,7 +149,7 @@ def test_failed_region_is_status_3(
 
     monkeypatch.setattr(ivimbayes.fitting.convergence, "R_HAT", 0.5)
     monkeypatch.setattr(ivimbayes.fitting.convergence, "R_HAT_FAILED", 0.6)
-    monkeypatch.setattr("ivimbayes.summary.R_HAT_FAILED", 0.6)
+    monkeypatch.setattr("ivimbayes.results.summary.R_HAT_FAILED", 0.6)
     status, out, _ = run(*fit(case, "--no-maps"))
     assert status == 3
     assert "failed: the chains disagree" in out

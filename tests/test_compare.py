@@ -12,21 +12,12 @@ import xarray as xr
 from conftest import SHORT
 from scipy.stats import norm
 
-import ivimbayes.compare
 from ivimbayes import ModelSpec, cli, compare_models, fit, write_tree
-from ivimbayes.compare import (
-    Candidate,
-    Comparison,
-    Draws,
-    describe,
-    error_of,
-    leave_one_out,
-    plausible,
-    stacking_weights,
-)
 from ivimbayes.io.netcdf import shorten
 from ivimbayes.models.noise import gaussian_logp
 from ivimbayes.models.signals import SIGNALS
+from ivimbayes.results.comparison import Candidate, Comparison, describe, plausible, stacking_weights
+from ivimbayes.results.leave_one_out import Draws, error_of, leave_one_out
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 import choice  # noqa: E402
@@ -204,7 +195,7 @@ def test_a_chain_that_never_moved() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tree, _ = conjugate(snr=30)
     whole = leave_one_out(tree, "liver")
-    monkeypatch.setattr(ivimbayes.compare, "VOXELS", 7)
+    monkeypatch.setattr(ivimbayes.results.comparison, "VOXELS", 7)
     parts = leave_one_out(tree, "liver")
     assert parts.elpd_i.shape == whole.elpd_i.shape
     np.testing.assert_allclose(parts.elpd_i, whole.elpd_i, atol=0.02)
@@ -232,7 +223,7 @@ def test_weights_in_range() -> None:
 
 def test_table(compared: Comparison) -> None:
     table = compared.table
-    assert list(table.columns) == list(ivimbayes.compare.COLUMNS)
+    assert list(table.columns) == list(ivimbayes.results.comparison.COLUMNS)
     assert list(table["roi"]) == [roi for roi in ("liver", "kidney", "pancreas") for _ in range(2)]
     assert (table[table["rank"] == 1]["elpd_diff"] == 0).all()
     assert (table[table["rank"] == 1]["fit"] == "ivim").all()

@@ -43,7 +43,6 @@ from ivimbayes import (
 from ivimbayes.bids_layout import Run
 from ivimbayes.bids_results import open_dataset, write_failure
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.fits import read_fit
 from ivimbayes.fitting.checkpoint import Region
 from ivimbayes.fitting.collect import join_regions
 from ivimbayes.fitting.interruption import FitInterrupted
@@ -54,7 +53,8 @@ from ivimbayes.io.labels import read_label_names
 from ivimbayes.io.netcdf import open_tree
 from ivimbayes.io.tables import read_table
 from ivimbayes.models.priors import read_priors
-from ivimbayes.regions import region_tree
+from ivimbayes.results.regions import region_tree
+from ivimbayes.results.stored import read_fit
 from ivimbayes.stores import ZarrStore, unfinished_store
 
 Refused = Callable[..., str]

@@ -15,13 +15,14 @@ from matplotlib.colors import to_rgba  # noqa: E402
 
 import ivimbayes as ib  # noqa: E402
 from ivimbayes.check_plots import leave_one_out_pit  # noqa: E402
-from ivimbayes.compare import Comparison, leave_one_out  # noqa: E402
 from ivimbayes.figures import CHAINS  # noqa: E402
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.summary import summarize  # noqa: E402
+from ivimbayes.results.comparison import Comparison
+from ivimbayes.results.leave_one_out import leave_one_out
+from ivimbayes.results.summary import summarize
 
 LABELS = {
     "f": "f", "f_fast": "f fast", "D": "D (10⁻³ mm²/s)", "D_star": "D* (10⁻³ mm²/s)",

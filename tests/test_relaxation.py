@@ -11,7 +11,8 @@ import xarray as xr
 
 from ivimbayes import cli, correct_fraction, relaxation_times, volume_fraction, write_tree
 from ivimbayes.models.priors import TISSUES
-from ivimbayes.models.relaxation import _log_normal, _table, tabulate_fractions
+from ivimbayes.models.relaxation import _log_normal, _table
+from ivimbayes.results.volume_fraction import tabulate_fractions
 
 Refused = Callable[..., str]
 TIMES = {"TE": 60.0, "T2_blood": 275.0, "T2_tissue": 34.0}

@@ -29,8 +29,8 @@ from ivimbayes import (
 from ivimbayes.cli import app
 from ivimbayes.errors import InputError
 from ivimbayes.report import number
+from ivimbayes.results.diagnosis import diagnose
 from ivimbayes.slices import COLOURS, draw_slices
-from ivimbayes.summary import diagnose
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)> a$b^{$ --> %s {{ 7*7 }}'
 NUMBERS = ("mean", "median", "sd", "hdi_low", "hdi_high", "spread", "ess_bulk", "ess_tail", "r_hat")

@@ -53,7 +53,7 @@ def test_numbers_are_those_of_independent_normals() -> None:
         dims = ("chain", "draw", "roi")
         posterior = xr.Dataset({"D_roi": (dims, draws)}, coords={"roi": ["gel"]})
         trees.append(xr.DataTree.from_dict({"posterior": posterior}))
-    from ivimbayes.sessions import _paired, change_row
+    from ivimbayes.results.sessions import _paired, change_row
 
     one, two = _paired(trees[0], trees[1], "D", "gel", np.random.default_rng(1))
     row = change_row("gel", "D", one, two, (0.1e-3, False))

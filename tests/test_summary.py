@@ -5,7 +5,8 @@ import xarray as xr
 
 from ivimbayes import diagnose, summarize
 from ivimbayes.fitting.convergence import Chains
-from ivimbayes.summary import COLUMNS, _sampling, compare_truth, find_modes
+from ivimbayes.results.diagnosis import _sampling, find_modes
+from ivimbayes.results.summary import COLUMNS, compare_truth
 
 
 def changed(tree: xr.DataTree, **variables: xr.DataArray) -> xr.DataTree:

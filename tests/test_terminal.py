@@ -6,7 +6,7 @@ import pytest
 
 from ivimbayes.contrasts import CONTRASTS
 from ivimbayes.progress import FitProgress
-from ivimbayes.sessions import COMPARED
+from ivimbayes.results.sessions import COMPARED
 from ivimbayes.terminal import print_change, print_effects
 
 

@@ -40,7 +40,7 @@ from ivimbayes.cli_cohort import read_design_file
 from ivimbayes.cohort import read_design
 from ivimbayes.contrasts import all_contrasts, read_cohort, scan_table
 from ivimbayes.errors import InputError
-from ivimbayes.fits import read_fit
+from ivimbayes.results.stored import read_fit
 from ivimbayes.stores import ZarrStore
 
 MEMORY, SECONDS, BATCH = 6 << 30, 30, 2000

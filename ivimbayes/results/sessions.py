@@ -12,7 +12,8 @@ from scipy.stats import chi2
 from ivimbayes.errors import InputError
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.summary import HDI, Diagnosis, diagnose
+from ivimbayes.results.diagnosis import Diagnosis, diagnose
+from ivimbayes.results.summary import HDI
 
 COMPARED = (
     "roi", "parameter", "unit", "before", "after", "difference", "difference_low", "difference_high", "ratio",
