@@ -35,8 +35,9 @@ from .joint import fit_joint as fit_joint
 from .least_squares.maps import fit_full as fit_full
 from .least_squares.maps import fit_segmented as fit_segmented
 from .map_plots import plot_maps as plot_maps
-from .maps import read_maps as read_maps
-from .maps import write_maps as write_maps
+from .maps.files import read_maps as read_maps
+from .maps.files import write_maps as write_maps
+from .maps.posterior import posterior_maps as posterior_maps
 from .models.noise import NOISES as NOISES
 from .models.priors import TISSUES as TISSUES
 from .models.priors import TissuePrior as TissuePrior
@@ -71,4 +72,3 @@ from .sensitivity import prior_sensitivity as prior_sensitivity
 from .simulation.regions import phantom as phantom
 from .simulation.regions import simulate as simulate
 from .simulation.study import simulate_study as simulate_study
-from .voxelwise import posterior_maps as posterior_maps

@@ -39,11 +39,11 @@ from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Set
 from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.scans import file_digest, read_scan, roi_names
 from ivimbayes.io.tables import read_table
+from ivimbayes.maps.posterior import posterior_maps, why_not_mapped
 from ivimbayes.models.priors import TissuePrior, read_priors
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.voxelwise import posterior_maps, why_not_mapped
 from ivimbayes.workers import RegionJob, Result, open_workers, sample_jobs
 
 TODO, DONE, KEPT_DONE, FAILED, OTHER = "to do", "done", "already done", "failed", "other results"

@@ -18,7 +18,7 @@ from ivimbayes.errors import InputError, printable
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.tables import read_table
 from ivimbayes.io.text import read_json
-from ivimbayes.maps import write_maps
+from ivimbayes.maps.files import write_maps
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.report import render_report

@@ -307,9 +307,9 @@ def map_command(
     a run that was ended.
     """
     from ivimbayes.io.scans import read_scan
-    from ivimbayes.maps import describe_maps
+    from ivimbayes.maps.files import describe_maps
+    from ivimbayes.maps.posterior import posterior_maps
     from ivimbayes.results.stored import read_fit
-    from ivimbayes.voxelwise import posterior_maps
 
     if form not in FORMATS:
         raise InputError(f"--format {form}; accepted are {', '.join(FORMATS)}")
@@ -427,7 +427,7 @@ def report_command(
 
     Without --out it replaces the report of the folder.
     """
-    from ivimbayes.maps import map_files, read_maps
+    from ivimbayes.maps.files import map_files, read_maps
     from ivimbayes.report import write_report
     from ivimbayes.results.stored import read_fit
 

@@ -246,7 +246,7 @@ def map_regions(
     scan: "xr.Dataset", tree: "xr.DataTree", seed: int, cores: int | None, quiet: bool
 ) -> "xr.Dataset | None":
     """Map the regions that were fitted, where they can be."""
-    from ivimbayes.voxelwise import posterior_maps, why_not_mapped
+    from ivimbayes.maps.posterior import posterior_maps, why_not_mapped
 
     if reason := why_not_mapped(tree):
         typer.echo(f"ivimbayes: no maps: {reason}", err=True)
@@ -262,7 +262,7 @@ def write_results(
     quiet: bool = False,
 ) -> list[str]:
     """Put the results of a fit, whose draws lie in the unfinished work, in place; the verdicts."""
-    from ivimbayes.maps import describe_maps, map_files, write_maps
+    from ivimbayes.maps.files import describe_maps, map_files, write_maps
     from ivimbayes.progress import FEW, StepProgress
     from ivimbayes.report import render_report
     from ivimbayes.results.diagnosis import diagnose
@@ -304,7 +304,7 @@ def write_results(
 def write_map_files(made: "xr.Dataset", out: OutFolder, form: str) -> None:
     """Write maps in a format, in place of those in the folder."""
     from ivimbayes.io.netcdf import write_netcdf
-    from ivimbayes.maps import map_files, write_maps
+    from ivimbayes.maps.files import map_files, write_maps
 
     if form == "nifti":
         write_maps(made, out.new)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.maps import describe_maps
+from ivimbayes.maps.files import describe_maps
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec

@@ -14,10 +14,10 @@ import xarray as xr
 from ivimbayes.curves.summary import summarise_curves
 from ivimbayes.errors import InputError
 from ivimbayes.fitting.fit import fit
+from ivimbayes.maps.posterior import posterior_maps
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.voxelwise import posterior_maps
 from ivimbayes.voxelwise.status import STATUS
 
 KEYS = {"f": "f", "D": "D", "Dp": "D_star", "S0": "S0"}  # the collection's names, and the package's

@@ -23,7 +23,7 @@ import ivimbayes.workers
 from ivimbayes import cli, fit, read_scan, read_tree, run_group, run_participant, simulate_study
 from ivimbayes.bids_layout import Run, find_runs, inherited, parse_name
 from ivimbayes.bids_results import COLUMNS, map_ending
-from ivimbayes.maps import NAMES
+from ivimbayes.maps.files import NAMES
 
 SHORT: dict[str, Any] = {
     "draws": 50, "tune": 50, "chains": 2, "voxels_per_roi": 8, "retry": False, "progress": False,

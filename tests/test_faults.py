@@ -52,10 +52,10 @@ from ivimbayes.io.atomic import replacing
 from ivimbayes.io.labels import read_label_names
 from ivimbayes.io.netcdf import open_tree
 from ivimbayes.io.tables import read_table
+from ivimbayes.maps.stores import ZarrStore, unfinished_store
 from ivimbayes.models.priors import read_priors
 from ivimbayes.results.regions import region_tree
 from ivimbayes.results.stored import read_fit
-from ivimbayes.stores import ZarrStore, unfinished_store
 
 Refused = Callable[..., str]
 KILLS = Path(__file__).parent / "faults" / "kills.py"

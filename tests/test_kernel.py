@@ -10,10 +10,10 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t, norm, rice
 
+from ivimbayes.maps.posterior import posterior as kernel
+from ivimbayes.maps.posterior import workspace as kernel_data
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.voxelwise import posterior as kernel
-from ivimbayes.voxelwise import workspace as kernel_data
 from ivimbayes.voxelwise.density import BESSEL, BESSEL_CENTRE
 from ivimbayes.voxelwise.status import BANDWIDTH
 from ivimbayes.voxelwise.weights import finish_weights

@@ -17,7 +17,7 @@ from ivimbayes import fit_full, fit_segmented, predict, write_maps
 from ivimbayes.cli import app
 from ivimbayes.least_squares.maps import describe_regions
 from ivimbayes.least_squares.solver import STATUS
-from ivimbayes.maps import ERRORS
+from ivimbayes.maps.files import ERRORS
 from ivimbayes.voxelwise.status import MAPPED
 
 B = np.array([0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800], float)

@@ -14,13 +14,13 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from ivimbayes import InputWarning, ModelSpec, fit, phantom, posterior_maps, read_tree, write_maps
-from ivimbayes.blocks import Task, map_block
 from ivimbayes.cli import app
 from ivimbayes.io.scans import write_scan
-from ivimbayes.maps import NAMES
+from ivimbayes.maps.blocks import Task, map_block
+from ivimbayes.maps.files import NAMES
+from ivimbayes.maps.populations import Population
+from ivimbayes.maps.posterior import _make_task
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.populations import Population
-from ivimbayes.voxelwise import _make_task
 from ivimbayes.voxelwise.status import MAPPED, STATUS
 
 runner = CliRunner()
@@ -277,7 +277,7 @@ def test_an_ended_run_continues(
     maps: xr.Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import ivimbayes.running as module
+    import ivimbayes.maps.execution as module
 
     calls, real = [], module.map_block
 

@@ -40,8 +40,8 @@ from ivimbayes.cli_cohort import read_design_file
 from ivimbayes.cohort import read_design
 from ivimbayes.contrasts import all_contrasts, read_cohort, scan_table
 from ivimbayes.errors import InputError
+from ivimbayes.maps.stores import ZarrStore
 from ivimbayes.results.stored import read_fit
-from ivimbayes.stores import ZarrStore
 
 MEMORY, SECONDS, BATCH = 6 << 30, 30, 2000
 B = (0, 10, 20, 50, 100, 200, 400, 600, 800)

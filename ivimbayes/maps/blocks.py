@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import chi2
 
 from ivimbayes.io.digest import code_digest
-from ivimbayes.maps import NAMES
-from ivimbayes.populations import Population
+from ivimbayes.maps.files import NAMES
+from ivimbayes.maps.populations import Population
 from ivimbayes.voxelwise.draws import Draws, make_draws
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.posterior import (

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.blocks import Task, map_block
 from ivimbayes.errors import InputError
-from ivimbayes.populations import Population
+from ivimbayes.maps.blocks import Task, map_block
+from ivimbayes.maps.populations import Population
+from ivimbayes.maps.stores import MapStore
 from ivimbayes.progress import MapProgress
-from ivimbayes.stores import MapStore
 from ivimbayes.voxelwise.workspace import WIDTH
 
 SLAB_BYTES = 128_000_000  # of signals read at a time

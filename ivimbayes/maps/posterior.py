@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.blocks import Task
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.scans import roi_names
-from ivimbayes.maps import map_attrs
+from ivimbayes.maps.blocks import Task
+from ivimbayes.maps.execution import SLAB_BYTES, Block, compile_kernel, run_here, run_on_workers
+from ivimbayes.maps.files import map_attrs
+from ivimbayes.maps.populations import find_populations
+from ivimbayes.maps.stores import MapStore, MemoryStore, ZarrStore
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import connect
-from ivimbayes.populations import find_populations
 from ivimbayes.progress import MapProgress
-from ivimbayes.running import SLAB_BYTES, Block, compile_kernel, run_here, run_on_workers
-from ivimbayes.stores import MapStore, MemoryStore, ZarrStore
 from ivimbayes.voxelwise.status import MAPPED
 from ivimbayes.voxelwise.workspace import WIDTH
 

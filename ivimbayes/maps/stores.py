@@ -12,7 +12,7 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.text import read_json
-from ivimbayes.maps import NAMES
+from ivimbayes.maps.files import NAMES
 from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
 
 Block = tuple[slice, slice, slice]

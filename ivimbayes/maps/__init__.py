@@ -1,0 +1,1 @@
+"""Maps: the posterior of every voxel of a volume, block by block."""
