@@ -2,9 +2,6 @@
 from . import datasets as datasets
 from .bids import run_group as run_group
 from .bids import run_participant as run_participant
-from .calibration import calibrate as calibrate
-from .calibration import check_calibration as check_calibration
-from .calibration import read_calibration as read_calibration
 from .check_plots import plot_calibration as plot_calibration
 from .check_plots import plot_comparison as plot_comparison
 from .check_plots import plot_energy as plot_energy
@@ -12,6 +9,11 @@ from .check_plots import plot_ess as plot_ess
 from .check_plots import plot_khat as plot_khat
 from .check_plots import plot_loo_pit as plot_loo_pit
 from .check_plots import plot_trace as plot_trace
+from .checks.calibration import calibrate as calibrate
+from .checks.calibration import check_calibration as check_calibration
+from .checks.calibration import read_calibration as read_calibration
+from .checks.prior_check import prior_check as prior_check
+from .checks.sensitivity import prior_sensitivity as prior_sensitivity
 from .cohort import fit_cohort as fit_cohort
 from .cohort_plots import plot_cohort as plot_cohort
 from .contrasts import all_contrasts as all_contrasts
@@ -54,7 +56,6 @@ from .plots import plot_predictive as plot_predictive
 from .plots import plot_regions as plot_regions
 from .plots import plot_sessions as plot_sessions
 from .plots import plot_spread as plot_spread
-from .prior_check import prior_check as prior_check
 from .protocol.check import check_protocol as check_protocol
 from .protocol.check import recommended_protocol as recommended_protocol
 from .protocol.design import design_protocol as design_protocol
@@ -68,7 +69,6 @@ from .results.sessions import compare_fits as compare_fits
 from .results.sessions import repeatability as repeatability
 from .results.summary import summarize as summarize
 from .results.volume_fraction import correct_fraction as correct_fraction
-from .sensitivity import prior_sensitivity as prior_sensitivity
 from .simulation.regions import phantom as phantom
 from .simulation.regions import simulate as simulate
 from .simulation.study import simulate_study as simulate_study

@@ -10,8 +10,8 @@ import xarray as xr
 from arviz_base.labels import MapLabeller
 from scipy.stats import kstwo
 
-from ivimbayes.calibration import BAND as RANK_BAND
-from ivimbayes.calibration import rank_band
+from ivimbayes.checks.calibration import BAND as RANK_BAND
+from ivimbayes.checks.calibration import rank_band
 from ivimbayes.errors import InputError
 from ivimbayes.figures import (
     BLUE,

@@ -196,10 +196,10 @@ def prior_command(
 
     It takes the options of fit. Exit status 0: checked, also where signals lie outside. 2: bad input.
     """
+    from ivimbayes.checks.prior_check import prior_check, tabulate_check, verdicts
     from ivimbayes.io.atomic import replacing
     from ivimbayes.io.scans import read_scan
     from ivimbayes.models.spec import ModelSpec
-    from ivimbayes.prior_check import prior_check, tabulate_check, verdicts
     from ivimbayes.terminal import print_check
 
     check_table(out, overwrite)
@@ -406,7 +406,7 @@ def summary(
     diagnoses = diagnose(tree)
     print_fit(summarize(tree, diagnoses), diagnoses, tree)
     if sensitivity:
-        from ivimbayes.sensitivity import prior_sensitivity
+        from ivimbayes.checks.sensitivity import prior_sensitivity
         from ivimbayes.terminal import print_sensitivity
 
         print_sensitivity(prior_sensitivity(tree))

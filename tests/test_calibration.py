@@ -13,8 +13,8 @@ from scipy.stats import kstest
 from typer.testing import CliRunner
 
 import ivimbayes as ib
-from ivimbayes import calibration
-from ivimbayes.calibration import _draw, _draw_once, _protocol, _Study
+from ivimbayes.checks import calibration
+from ivimbayes.checks.calibration import _draw, _draw_once, _protocol, _Study
 from ivimbayes.cli import app
 from ivimbayes.fitting.plan import Settings
 from ivimbayes.fitting.sampler import Running

@@ -7,9 +7,10 @@ import pytest
 import xarray as xr
 from conftest import B, Case
 
-from ivimbayes import ModelSpec, cli, prior_check, tissue_prior
+from ivimbayes import ModelSpec, cli, tissue_prior
+from ivimbayes.checks import prior_check
+from ivimbayes.checks.prior_check import QUANTILES, tabulate_check, verdicts
 from ivimbayes.models.priors import TissuePrior
-from ivimbayes.prior_check import QUANTILES, tabulate_check, verdicts
 from ivimbayes.simulation import regions as simulate
 
 Scan = tuple[xr.Dataset, xr.Dataset]

@@ -10,9 +10,7 @@ from conftest import SHORT, B
 from scipy.stats import norm
 
 from ivimbayes import ModelSpec, cli, fit, prior_sensitivity, tissue_prior, write_tree
-from ivimbayes.models.correlation import correlations, draw_correlation, partial_correlations
-from ivimbayes.models.priors import TissuePrior
-from ivimbayes.sensitivity import (
+from ivimbayes.checks.sensitivity import (
     COLUMNS,
     CONFLICT,
     THRESHOLD,
@@ -23,6 +21,8 @@ from ivimbayes.sensitivity import (
     marginal_log_likelihood,
     sensitivity,
 )
+from ivimbayes.models.correlation import correlations, draw_correlation, partial_correlations
+from ivimbayes.models.priors import TissuePrior
 from ivimbayes.simulation import regions as simulate
 from ivimbayes.terminal import print_sensitivity
 

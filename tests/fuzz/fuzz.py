@@ -35,7 +35,7 @@ import ivimbayes as ib
 from ivimbayes.bids import read_participants
 from ivimbayes.bids_layout import Run, find_runs
 from ivimbayes.bids_results import read_key, read_summaries, result_file
-from ivimbayes.calibration import read_calibration
+from ivimbayes.checks.calibration import read_calibration
 from ivimbayes.cli_cohort import read_design_file
 from ivimbayes.cohort import read_design
 from ivimbayes.contrasts import all_contrasts, read_cohort, scan_table
