@@ -30,8 +30,8 @@ from ivimbayes.bids_results import (
     write_index,
     write_run,
 )
-from ivimbayes.cohort import fit_cohort
-from ivimbayes.contrasts import write_cohort
+from ivimbayes.cohorts.contrasts import write_cohort
+from ivimbayes.cohorts.fit import fit_cohort
 from ivimbayes.errors import InputError, printable
 from ivimbayes.fitting.checkpoint import Region
 from ivimbayes.fitting.fit import JOINED, finish_file

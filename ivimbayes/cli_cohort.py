@@ -45,8 +45,8 @@ def cohort_command(
     Writes effects.tsv, scans.tsv and cohort.nc. Exit status 0: written. 2: nothing written, the message says
     why.
     """
-    from ivimbayes.cohort import fit_cohort
-    from ivimbayes.contrasts import all_contrasts, write_cohort
+    from ivimbayes.cohorts.contrasts import all_contrasts, write_cohort
+    from ivimbayes.cohorts.fit import fit_cohort
     from ivimbayes.io.text import one_line
     from ivimbayes.terminal import print_effects
 

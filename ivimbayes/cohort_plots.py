@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ivimbayes.contrasts import design_of, scan_table
+from ivimbayes.cohorts.contrasts import scan_table
+from ivimbayes.cohorts.design import design_of
 from ivimbayes.errors import InputError
 from ivimbayes.figures import CHAINS, GREY, label_of, one_axes, plain
 from ivimbayes.models.signals import SIGNALS

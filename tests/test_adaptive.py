@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import halfnorm, kstest, norm
 
-from ivimbayes.adaptive import Proposal, draw_density
+from ivimbayes.cohorts.adaptive import Proposal, draw_density
 
 
 def leaning(x: np.ndarray) -> float:

@@ -27,10 +27,10 @@ from ivimbayes import (
     scan_table,
     write_tree,
 )
-from ivimbayes.adaptive import draw_density
-from ivimbayes.cohort import Density, read_design
-from ivimbayes.cohort_density import draw_means, marginal
-from ivimbayes.estimates import gaussian_likelihood
+from ivimbayes.cohorts.adaptive import draw_density
+from ivimbayes.cohorts.density import Density, draw_means, marginal
+from ivimbayes.cohorts.design import read_design
+from ivimbayes.cohorts.estimates import gaussian_likelihood
 from ivimbayes.models.signals import SIGNALS
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -351,9 +351,9 @@ def _nothing() -> AbstractContextManager[None]:
 
 def test_a_posterior_that_cannot_be_drawn_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     estimates, design, _ = study(1, 4)
-    monkeypatch.setattr("ivimbayes.adaptive.NU", 300.0)  # proposals without tails
-    monkeypatch.setattr("ivimbayes.adaptive.ROUNDS", 1)
-    monkeypatch.setattr("ivimbayes.adaptive.ATTEMPTS", 1)
+    monkeypatch.setattr("ivimbayes.cohorts.adaptive.NU", 300.0)  # proposals without tails
+    monkeypatch.setattr("ivimbayes.cohorts.adaptive.ROUNDS", 1)
+    monkeypatch.setattr("ivimbayes.cohorts.adaptive.ATTEMPTS", 1)
     with pytest.warns(InputWarning, match="effective draws"):
         fit_cohort(estimates, design, effects=["group"], draws=50, chains=1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ivimbayes.contrasts import CONTRASTS
+from ivimbayes.cohorts.contrasts import CONTRASTS
 from ivimbayes.progress import FitProgress
 from ivimbayes.results.sessions import COMPARED
 from ivimbayes.terminal import print_change, print_effects

@@ -37,8 +37,8 @@ from ivimbayes.bids_layout import Run, find_runs
 from ivimbayes.bids_results import read_key, read_summaries, result_file
 from ivimbayes.checks.calibration import read_calibration
 from ivimbayes.cli_cohort import read_design_file
-from ivimbayes.cohort import read_design
-from ivimbayes.contrasts import all_contrasts, read_cohort, scan_table
+from ivimbayes.cohorts.contrasts import all_contrasts, read_cohort, scan_table
+from ivimbayes.cohorts.design import read_design
 from ivimbayes.errors import InputError
 from ivimbayes.maps.stores import ZarrStore
 from ivimbayes.results.stored import read_fit

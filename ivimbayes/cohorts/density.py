@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from ivimbayes.models.correlation import beta_shapes, correlation_cholesky
 from ivimbayes.numerics.jit import allocating_jit, jit
 
 
@@ -252,3 +253,64 @@ def _draw(M, K, z, normal):
         for k in range(i + 1, P):
             z[i] -= K[k, i] * z[k]
         z[i] /= K[i, i]
+
+
+ETA = 2.0  # LKJ shape of the correlation between subjects
+
+
+WITHIN = 0.5  # scale of the sd between sessions, over that between subjects
+
+
+Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # Lambda, eta, x, start
+
+
+class Density:
+    """Posterior density of one region's hyperparameters: ln sd and correlations of subjects, ln sd within.
+
+    Parameters
+    ----------
+    data : tuple
+        ``Lambda``, ``eta``, ``x``, ``start``, as `collect_terms` takes them.
+    centre, width, spread : ndarray (P,)
+        The tissue's prior.
+    repeated : bool
+        Whether a subject has two scans, so that there are sessions to tell apart.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        centre: np.ndarray,
+        width: np.ndarray,
+        spread: np.ndarray,
+        repeated: bool,
+    ) -> None:
+        P, q = len(centre), data[2].shape[1]
+        self.data, self.P, self.repeated = data, P, repeated
+        self.scale = np.concatenate([spread, WITHIN * spread]) if repeated else spread
+        self.shapes = beta_shapes(ETA, P)
+        mean, sd = np.zeros((P, q)), np.repeat(spread[:, None], q, axis=1)
+        mean[:, 0], sd[:, 0] = centre, width
+        self.mean, self.precision = mean.ravel(), 1 / sd.ravel() ** 2
+        self.start = np.concatenate([np.log(0.3 * self.scale), np.zeros(len(self.shapes))])
+
+    def split(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Give standard deviations between subjects, partial correlations, F, standard deviations within."""
+        P, sd = self.P, np.exp(point[: len(self.scale)])
+        partial = np.tanh(point[len(self.scale) :])
+        F = sd[:P, None] * np.array(correlation_cholesky(partial, P), float)
+        return sd[:P], partial, F, sd[P:] if self.repeated else np.zeros(P)
+
+    def __call__(self, point: np.ndarray) -> float:
+        """Log-density, up to a constant."""
+        logs, z = point[: len(self.scale)], point[len(self.scale) :]
+        if logs.max() > 5 or np.abs(z).max(initial=0) > 15:
+            return -np.inf
+        _, _, F, omega = self.split(point)
+        prior = (logs - 0.5 * np.exp(2 * logs) / self.scale**2).sum()
+        prior -= (2 * self.shapes * np.logaddexp(z, -z)).sum()  # Beta density and its Jacobian, in atanh
+        try:
+            value = prior + marginal(F, omega, self.data, self.mean, self.precision)[0]
+        except np.linalg.LinAlgError:
+            return -np.inf
+        return float(value) if np.isfinite(value) else -np.inf

@@ -1,79 +1,26 @@
 """A level above regions: the fits of a study in one model of subjects, sessions, groups and covariates."""
 
-import itertools
 import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.adaptive import K_GOOD, draw_density
-from ivimbayes.cohort_density import draw_means, marginal
+from ivimbayes.cohorts.adaptive import K_GOOD, draw_density
+from ivimbayes.cohorts.density import Data, Density, draw_means, marginal
+from ivimbayes.cohorts.design import Design, read_design
+from ivimbayes.cohorts.estimates import Fit, gaussian_likelihood, region_estimates
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.estimates import Fit, gaussian_likelihood, region_estimates
 from ivimbayes.fitting.convergence import ESS
-from ivimbayes.models.correlation import beta_shapes, correlation_cholesky, correlations, pairs
+from ivimbayes.models.correlation import correlations, pairs
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 
-ETA = 2.0  # LKJ shape of the correlation between subjects
-WITHIN = 0.5  # scale of the sd between sessions, over that between subjects
 MEAN_DRAWS = 2_000_000  # of scans' values, per region and parameter, at most
-Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # Lambda, eta, x, start
-
-
-@dataclass(frozen=True)
-class Design:
-    """Rows of a study's scans turned to numbers.
-
-    Attributes
-    ----------
-    table : DataFrame
-        As given, with ``subject``.
-    effects : tuple of str
-        Columns, and products of them such as ``group:session``.
-    levels : mapping of str to tuple of str
-        Of each column that is not a number.
-    moments : mapping of str to (float, float)
-        Mean and standard deviation of each column that is.
-    """
-
-    table: pd.DataFrame
-    effects: tuple[str, ...]
-    levels: Mapping[str, tuple[str, ...]]
-    moments: Mapping[str, tuple[float, float]]
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the coefficients, the intercept first."""
-        found = ["intercept"]
-        for effect in self.effects:
-            parts = [self.levels.get(name, (None,)) for name in effect.split(":")]
-            for chosen in itertools.product(*parts):
-                inside = ",".join(level for level in chosen if level is not None)
-                found.append(f"{effect}[{inside}]" if inside else effect)
-        return found
-
-    def rows(self, table: pd.DataFrame) -> np.ndarray:
-        """Rows (row, coefficient) of the design for the rows of a table with the same columns."""
-        found = [np.ones(len(table))]
-        for effect in self.effects:
-            parts = []
-            for name in effect.split(":"):
-                if name in self.levels:
-                    parts.append(
-                        [(table[name].astype(str) == level).to_numpy() for level in self.levels[name]]
-                    )
-                else:
-                    mean, sd = self.moments[name]
-                    parts.append([(table[name].to_numpy(float) - mean) / sd])
-            found += [np.prod(chosen, axis=0) for chosen in itertools.product(*parts)]
-        return np.stack(found, axis=1).astype(float)
 
 
 def fit_cohort(
@@ -225,76 +172,6 @@ def check_options(draws: int, chains: int, seed: int, cores: int | None) -> None
             raise InputError(f"{name} {value}; give {least} or more")
 
 
-def read_design(design: pd.DataFrame, scans: int, effects: Sequence[str] | None = None) -> Design:
-    """Check a study's table and turn it into a `Design`; parameters and errors are those of `fit_cohort`."""
-    if len(design) != scans:
-        raise InputError(
-            f"design: {len(design)} rows for {scans} fits; give a row for each fit, in their order"
-        )
-    named = [str(c) for c in design.columns]
-    if twice := [c for c in named if named.count(c) > 1]:
-        raise InputError(f"design: two columns {twice[0]!r}; give each its own name")
-    given = [c for c in named if c != "subject"] if effects is None else list(dict.fromkeys(effects))
-    names = list(dict.fromkeys(part for effect in given for part in effect.split(":")))
-    for name in names:
-        if name not in named or name == "subject":
-            there = ", ".join(c for c in named if c != "subject") or "none"
-            raise InputError(f"effects: no column {name!r} in the design; its columns are {there}")
-    plain = design.set_axis(named, axis=1).reset_index(drop=True)
-    subject = plain["subject"] if "subject" in named else pd.Series(np.arange(scans))
-    table, levels, moments = (
-        pd.DataFrame(index=plain.index),
-        dict[str, tuple[str, ...]](),
-        dict[str, tuple[float, float]](),
-    )
-    for name, column in {"subject": subject, **{name: plain[name] for name in names}}.items():
-        if column.isna().any():
-            at = int(np.flatnonzero(column.isna())[0])
-            raise InputError(f"design, row {at + 1}: no {name}; leave the scan out, or give a value")
-        if name == "subject" or _is_factor(column):
-            table[name] = column.astype(str)
-            if name != "subject":
-                levels[name] = _levels(name, column)
-            continue
-        table[name] = column.astype(float)
-        if not np.isfinite(table[name]).all():
-            raise InputError(f"design: {name} is not finite throughout; leave such scans out")
-        moments[name] = float(table[name].mean()), float(table[name].std(ddof=0))
-        if moments[name][1] == 0:
-            raise InputError(
-                f"design: {name} is {table[name][0]:g} in every row; leave it out of the effects"
-            )
-    return Design(table, tuple(given), levels, moments)
-
-
-def _is_factor(column: pd.Series) -> bool:
-    """Whether a column is one of levels: text, true or false, or two different numbers, as 0 and 1."""
-    number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    return not number or (column.nunique() == 2 and len(column) > 2)
-
-
-def _levels(name: str, column: pd.Series) -> tuple[str, ...]:
-    """Levels of a factor, in order; columns that are hardly one are refused."""
-    text = column.astype(str)
-    categories = (
-        column.cat.categories.astype(str)
-        if isinstance(column.dtype, pd.CategoricalDtype)
-        else sorted(text.unique())
-    )
-    found = tuple(level for level in categories if (text == level).any())
-    if len(found) < 2:
-        raise InputError(f"design: {name} is {found[0]!r} in every row; leave it out of the effects")
-    numbers = pd.to_numeric(text, errors="coerce")
-    if numbers.notna().mean() > 0.5 and numbers.isna().any():
-        at = int(np.flatnonzero(numbers.isna())[0])
-        raise InputError(
-            f"design, row {at + 1}: {name} {text[at]!r} is not a number as most others; correct it"
-        )
-    if len(found) == len(text) and len(text) > 2:
-        raise InputError(f"design: {name} is different in every row; leave it out of the effects")
-    return found
-
-
 def region_data(
     estimates: xr.Dataset, plan: Design
 ) -> tuple[Data, np.ndarray, np.ndarray, np.ndarray, bool, np.ndarray]:
@@ -328,58 +205,6 @@ def _fit_region(
         **_complete(density, drawn.x, order, len(plan.table), np.random.default_rng([*seed, 1])),
         "ess": np.array(drawn.ess), "pareto_k": np.array(drawn.pareto_k),
     }  # fmt: skip
-
-
-class Density:
-    """Posterior density of one region's hyperparameters: ln sd and correlations of subjects, ln sd within.
-
-    Parameters
-    ----------
-    data : tuple
-        ``Lambda``, ``eta``, ``x``, ``start``, as `collect_terms` takes them.
-    centre, width, spread : ndarray (P,)
-        The tissue's prior.
-    repeated : bool
-        Whether a subject has two scans, so that there are sessions to tell apart.
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        centre: np.ndarray,
-        width: np.ndarray,
-        spread: np.ndarray,
-        repeated: bool,
-    ) -> None:
-        P, q = len(centre), data[2].shape[1]
-        self.data, self.P, self.repeated = data, P, repeated
-        self.scale = np.concatenate([spread, WITHIN * spread]) if repeated else spread
-        self.shapes = beta_shapes(ETA, P)
-        mean, sd = np.zeros((P, q)), np.repeat(spread[:, None], q, axis=1)
-        mean[:, 0], sd[:, 0] = centre, width
-        self.mean, self.precision = mean.ravel(), 1 / sd.ravel() ** 2
-        self.start = np.concatenate([np.log(0.3 * self.scale), np.zeros(len(self.shapes))])
-
-    def split(self, point: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Give standard deviations between subjects, partial correlations, F, standard deviations within."""
-        P, sd = self.P, np.exp(point[: len(self.scale)])
-        partial = np.tanh(point[len(self.scale) :])
-        F = sd[:P, None] * np.array(correlation_cholesky(partial, P), float)
-        return sd[:P], partial, F, sd[P:] if self.repeated else np.zeros(P)
-
-    def __call__(self, point: np.ndarray) -> float:
-        """Log-density, up to a constant."""
-        logs, z = point[: len(self.scale)], point[len(self.scale) :]
-        if logs.max() > 5 or np.abs(z).max(initial=0) > 15:
-            return -np.inf
-        _, _, F, omega = self.split(point)
-        prior = (logs - 0.5 * np.exp(2 * logs) / self.scale**2).sum()
-        prior -= (2 * self.shapes * np.logaddexp(z, -z)).sum()  # Beta density and its Jacobian, in atanh
-        try:
-            value = prior + marginal(F, omega, self.data, self.mean, self.precision)[0]
-        except np.linalg.LinAlgError:
-            return -np.inf
-        return float(value) if np.isfinite(value) else -np.inf
 
 
 def _complete(

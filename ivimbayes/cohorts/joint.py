@@ -8,9 +8,11 @@ import nutpie
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.cohort import Density, as_cohort, check_options, read_design, region_data
+from ivimbayes.cohorts.density import Density
+from ivimbayes.cohorts.design import read_design
+from ivimbayes.cohorts.estimates import region_estimates
+from ivimbayes.cohorts.fit import as_cohort, check_options, region_data
 from ivimbayes.errors import InputError
-from ivimbayes.estimates import region_estimates
 from ivimbayes.fitting.packing import model_data
 from ivimbayes.fitting.starts import prepare_region
 from ivimbayes.models.correlation import correlations

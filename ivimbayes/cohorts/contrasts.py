@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.cohort import Design
+from ivimbayes.cohorts.design import design_of
 from ivimbayes.errors import InputError
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.netcdf import load_tree, write_tree
-from ivimbayes.io.text import one_line, read_json
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.results.sessions import change_row
 
@@ -24,20 +23,6 @@ CONTRASTS = (
     "roi", "parameter", "unit", "a", "b", "difference", "difference_low", "difference_high", "ratio",
     "ratio_low", "ratio_high", "p_greater",
 )  # fmt: skip
-
-
-def design_of(cohort: xr.DataTree) -> Design:
-    """Read the design back from the fit of a study."""
-    if "effects" not in cohort.attrs or "scans" not in cohort.children:
-        raise InputError("cohort: not the fit of a study; give a tree from fit_cohort or read_cohort")
-    a = cohort.attrs
-    try:
-        levels = {name: tuple(found) for name, found in read_json(a["levels"]).items()}
-        moments = {name: tuple(found) for name, found in read_json(a["moments"]).items()}
-        table = pd.DataFrame(read_json(a["design"]))
-        return Design(table, tuple(read_json(a["effects"])), levels, moments)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"cohort: its design cannot be read ({one_line(error)}); fit it again") from None
 
 
 def predict_cohort(cohort: xr.DataTree, at: Mapping[str, Any]) -> xr.Dataset:

@@ -1,0 +1,1 @@
+"""Many fits in one model: subjects, sessions, groups, covariates."""
