@@ -62,11 +62,11 @@ def calibrate_command(
     Writes calibration.nc, calibration.tsv and calibration.svg. Exit status 0: all ranks inside their bands.
     2: nothing written, the message says why. 3: results written, ranks of a quantity outside.
     """
-    from ivimbayes.check_plots import plot_calibration
     from ivimbayes.checks.calibration import B, calibrate, check_calibration
     from ivimbayes.io.netcdf import write_netcdf
     from ivimbayes.models.priors import read_priors, tissue_prior
     from ivimbayes.models.spec import ModelSpec
+    from ivimbayes.plotting.checks import plot_calibration
     from ivimbayes.terminal import print_calibration
 
     values = parse_numbers(b, "--b")

@@ -140,10 +140,10 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from ivimbayes.plotting.protocols import plot_protocol
     from ivimbayes.protocol.check import needed_distinct
     from ivimbayes.protocol.design import design_protocol, join_budgets
     from ivimbayes.protocol.precision import tabulate_precision
-    from ivimbayes.protocol_plots import plot_protocol
 
     images = int(made.attrs["images"])
     least = max(4, needed_distinct(made.attrs["signal"]))

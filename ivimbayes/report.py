@@ -19,15 +19,15 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ivimbayes.density_plots import plot_joint, plot_prior_posterior
-from ivimbayes.figures import unit_of
 from ivimbayes.io.atomic import replacing
 from ivimbayes.methods import describe_methods
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import SHOWN, TissuePrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.plots import plot_decay, plot_predictive, plot_regions, plot_spread
+from ivimbayes.plotting.densities import plot_joint, plot_prior_posterior
+from ivimbayes.plotting.regions import plot_decay, plot_predictive, plot_regions, plot_spread
+from ivimbayes.plotting.style import unit_of
 from ivimbayes.results.diagnosis import VERDICTS, Diagnosis, diagnose
 from ivimbayes.results.regions import region_tree
 from ivimbayes.results.summary import summarize

@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.colors import to_rgba  # noqa: E402
 
 import ivimbayes as ib  # noqa: E402
-from ivimbayes.check_plots import leave_one_out_pit  # noqa: E402
-from ivimbayes.figures import CHAINS  # noqa: E402
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec
+from ivimbayes.plotting.checks import leave_one_out_pit
+from ivimbayes.plotting.style import CHAINS
 from ivimbayes.results.comparison import Comparison
 from ivimbayes.results.leave_one_out import leave_one_out
 from ivimbayes.results.summary import summarize

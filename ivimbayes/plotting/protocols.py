@@ -7,8 +7,8 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.figures import BLUE, GREY, ORANGE, label_of, legend_above, one_axes
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.plotting.style import BLUE, GREY, ORANGE, label_of, legend_above, one_axes
 
 STYLES = {"designed": (BLUE, "o", "-"), "recommended": (ORANGE, "s", "--")}
 

@@ -8,8 +8,8 @@ import xarray as xr
 from ivimbayes.cohorts.contrasts import scan_table
 from ivimbayes.cohorts.design import design_of
 from ivimbayes.errors import InputError
-from ivimbayes.figures import CHAINS, GREY, label_of, one_axes, plain
 from ivimbayes.models.signals import SIGNALS
+from ivimbayes.plotting.style import CHAINS, GREY, label_of, one_axes, plain
 
 NAMED = 60  # scans whose names are legible beside one another
 

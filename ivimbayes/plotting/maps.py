@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.figures import ORANGE, label_of, many_axes, unit_of
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.plotting.style import ORANGE, label_of, many_axes, unit_of
 from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
 
 SHOWN = (STATUS["ok"], STATUS["doubtful"])

@@ -7,7 +7,8 @@ import xarray as xr
 from scipy.stats import gaussian_kde
 
 from ivimbayes.errors import InputError
-from ivimbayes.figures import (
+from ivimbayes.models.signals import FRACTIONS
+from ivimbayes.plotting.style import (
     BLUE,
     GREY,
     ORANGE,
@@ -24,7 +25,6 @@ from ivimbayes.figures import (
     to_line,
     unit_of,
 )
-from ivimbayes.models.signals import FRACTIONS
 
 MOST = 2000  # draws that a density is made of
 POINTS, GRID = 400, 100

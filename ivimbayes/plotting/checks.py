@@ -13,7 +13,8 @@ from scipy.stats import kstwo
 from ivimbayes.checks.calibration import BAND as RANK_BAND
 from ivimbayes.checks.calibration import rank_band
 from ivimbayes.errors import InputError
-from ivimbayes.figures import (
+from ivimbayes.fitting.convergence import BFMI, ESS
+from ivimbayes.plotting.style import (
     BLUE,
     GREY,
     ORANGE,
@@ -29,7 +30,6 @@ from ivimbayes.figures import (
     regions_of,
     signal_of,
 )
-from ivimbayes.fitting.convergence import BFMI, ESS
 from ivimbayes.results.comparison import Comparison
 from ivimbayes.results.leave_one_out import Draws, leave_one_out, smoothed_weights
 

@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.figures import (
+from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.plotting.style import (
     AMBER,
     BLUE,
     GREEN,
@@ -28,7 +29,6 @@ from ivimbayes.figures import (
     regions_of,
     signal_of,
 )
-from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.results.regions import voxels_of
 from ivimbayes.results.summary import HDI, NORMAL_SD
 
