@@ -62,7 +62,7 @@ from .protocol.check import recommended_protocol as recommended_protocol
 from .protocol.design import design_protocol as design_protocol
 from .protocol.design import precision_by_budget as precision_by_budget
 from .protocol.precision import expected_precision as expected_precision
-from .report import write_report as write_report
+from .reporting.page import write_report as write_report
 from .results.comparison import compare_models as compare_models
 from .results.diagnosis import diagnose as diagnose
 from .results.sessions import compare_fits as compare_fits

@@ -21,7 +21,7 @@ from ivimbayes.io.text import read_json
 from ivimbayes.maps.files import write_maps
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.report import render_report
+from ivimbayes.reporting.page import render_report
 from ivimbayes.results.diagnosis import VERDICTS, diagnose
 from ivimbayes.results.summary import summarize
 

@@ -428,7 +428,7 @@ def report_command(
     Without --out it replaces the report of the folder.
     """
     from ivimbayes.maps.files import map_files, read_maps
-    from ivimbayes.report import write_report
+    from ivimbayes.reporting.page import write_report
     from ivimbayes.results.stored import read_fit
 
     check_table(out, overwrite)

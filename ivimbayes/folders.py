@@ -264,7 +264,7 @@ def write_results(
     """Put the results of a fit, whose draws lie in the unfinished work, in place; the verdicts."""
     from ivimbayes.maps.files import describe_maps, map_files, write_maps
     from ivimbayes.progress import FEW, StepProgress
-    from ivimbayes.report import render_report
+    from ivimbayes.reporting.page import render_report
     from ivimbayes.results.diagnosis import diagnose
     from ivimbayes.results.summary import compare_truth, summarize
     from ivimbayes.terminal import print_fit, print_truth

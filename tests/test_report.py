@@ -15,7 +15,7 @@ import xarray as xr
 from PIL import Image
 from typer.testing import CliRunner
 
-import ivimbayes.report as report
+import ivimbayes.reporting.page as report
 from ivimbayes import (
     ModelSpec,
     fit,
@@ -28,9 +28,9 @@ from ivimbayes import (
 )
 from ivimbayes.cli import app
 from ivimbayes.errors import InputError
-from ivimbayes.report import number
+from ivimbayes.reporting.page import number
+from ivimbayes.reporting.slices import COLOURS, draw_slices
 from ivimbayes.results.diagnosis import diagnose
-from ivimbayes.slices import COLOURS, draw_slices
 
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)> a$b^{$ --> %s {{ 7*7 }}'
 NUMBERS = ("mean", "median", "sd", "hdi_low", "hdi_high", "spread", "ess_bulk", "ess_tail", "r_hat")
@@ -267,7 +267,7 @@ def test_a_page_that_fails_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise InputError("no ink")
 
-    monkeypatch.setattr("ivimbayes.report.plot_predictive", fail)
+    monkeypatch.setattr("ivimbayes.reporting.page.plot_predictive", fail)
     with pytest.raises(InputError, match="no ink"):
         write_report(short_fit, tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,6 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ivimbayes.io.atomic import replacing
-from ivimbayes.methods import describe_methods
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import SHOWN, TissuePrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
@@ -28,10 +27,11 @@ from ivimbayes.models.spec import ModelSpec
 from ivimbayes.plotting.densities import plot_joint, plot_prior_posterior
 from ivimbayes.plotting.regions import plot_decay, plot_predictive, plot_regions, plot_spread
 from ivimbayes.plotting.style import unit_of
+from ivimbayes.reporting.methods import describe_methods
+from ivimbayes.reporting.slices import draw_slices, has_numbers
 from ivimbayes.results.diagnosis import VERDICTS, Diagnosis, diagnose
 from ivimbayes.results.regions import region_tree
 from ivimbayes.results.summary import summarize
-from ivimbayes.slices import draw_slices, has_numbers
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page
 MEANINGS = {
