@@ -1,7 +1,7 @@
 # The public names. Relative imports, since lazy_loader reads this file and accepts no others.
 from . import datasets as datasets
-from .bids import run_group as run_group
-from .bids import run_participant as run_participant
+from .bids.app import run_group as run_group
+from .bids.app import run_participant as run_participant
 from .checks.calibration import calibrate as calibrate
 from .checks.calibration import check_calibration as check_calibration
 from .checks.calibration import read_calibration as read_calibration

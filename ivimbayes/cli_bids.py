@@ -125,7 +125,7 @@ def bids_command(
     if analysis_level not in LEVELS:
         raise InputError(f"analysis level {analysis_level!r}; accepted are {', '.join(LEVELS)}")
     if analysis_level == "group":
-        from ivimbayes.bids import run_group
+        from ivimbayes.bids.app import run_group
 
         if dry_run:
             raise InputError("--dry-run belongs to the participant level; leave it out")
@@ -141,7 +141,7 @@ def bids_command(
         return
     if effects:
         raise InputError("--effects belongs to the group level; leave it out")
-    from ivimbayes.bids import run_participant
+    from ivimbayes.bids.app import run_participant
     from ivimbayes.models.spec import ModelSpec
 
     try:

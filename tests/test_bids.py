@@ -18,11 +18,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-import ivimbayes.bids_results
-import ivimbayes.workers
 from ivimbayes import cli, fit, read_scan, read_tree, run_group, run_participant, simulate_study
-from ivimbayes.bids_layout import Run, find_runs, inherited, parse_name
-from ivimbayes.bids_results import COLUMNS, map_ending
+from ivimbayes.bids.derivatives import COLUMNS, map_ending
+from ivimbayes.bids.layout import Run, find_runs, inherited, parse_name
 from ivimbayes.maps.files import NAMES
 
 SHORT: dict[str, Any] = {
@@ -58,13 +56,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """Results of the study, with maps and a report of one run, and what the run said."""
-    out, real = tmp_path_factory.mktemp("results") / "ivimbayes", ivimbayes.bids_results.render_report
+    out, real = tmp_path_factory.mktemp("results") / "ivimbayes", ivimbayes.bids.derivatives.render_report
 
     def render(*given: Any, **options: Any) -> str:
         return real(*given, **options) if options["title"] == "sub-01_ses-1" else "<html></html>"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ivimbayes.bids_results, "render_report", render)
+        patch.setattr(ivimbayes.bids.derivatives, "render_report", render)
         return out, run_participant(study, out, **{**HERE, "maps": True})
 
 
@@ -82,7 +80,7 @@ def copied(finished: tuple[Path, pd.DataFrame], tmp_path: Path) -> Path:
 @pytest.fixture
 def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take longer than these fits."""
-    monkeypatch.setattr(ivimbayes.bids_results, "render_report", lambda *_, **__: "<html></html>")
+    monkeypatch.setattr(ivimbayes.bids.derivatives, "render_report", lambda *_, **__: "<html></html>")
 
 
 @pytest.fixture
@@ -90,7 +88,7 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> xr.DataTree:
         raise AssertionError("sampled")
 
-    monkeypatch.setattr(ivimbayes.workers, "sample_region", refuse)
+    monkeypatch.setattr(ivimbayes.bids.jobs, "sample_region", refuse)
 
 
 @pytest.fixture
@@ -390,7 +388,7 @@ def test_a_command_that_was_ended_continues(
     plain_reports: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sampled, real = [], ivimbayes.workers.sample_region
+    sampled, real = [], ivimbayes.bids.jobs.sample_region
 
     def sample(name: str, *rest: Any) -> xr.DataTree:
         if len(sampled) == 1:
@@ -398,7 +396,7 @@ def test_a_command_that_was_ended_continues(
         sampled.append(name)
         return real(name, *rest)
 
-    monkeypatch.setattr(ivimbayes.workers, "sample_region", sample)
+    monkeypatch.setattr(ivimbayes.bids.jobs, "sample_region", sample)
     options = {**HERE, "participants": ["sub-01"], "sessions": ["1"]}
     with pytest.raises(KeyboardInterrupt):
         run_participant(study, tmp_path / "out", **options)
@@ -480,7 +478,7 @@ def test_a_damaged_image_is_named(own: Path, tmp_path: Path, plain_reports: None
 def test_a_sampler_that_fails_is_named(
     study: Path, tmp_path: Path, plain_reports: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ivimbayes.workers.sample_region
+    real = ivimbayes.bids.jobs.sample_region
     calls = []
 
     def sample(name: str, *rest: Any) -> xr.DataTree:
@@ -489,7 +487,7 @@ def test_a_sampler_that_fails_is_named(
             raise FloatingPointError("no\nfinite start")
         return real(name, *rest)
 
-    monkeypatch.setattr(ivimbayes.workers, "sample_region", sample)
+    monkeypatch.setattr(ivimbayes.bids.jobs, "sample_region", sample)
     table = run_participant(study, tmp_path / "out", **HERE, participants=["01"])
     assert table["status"].tolist() == ["failed", "done"]
     assert table["reason"][0] == "region 'liver': FloatingPointError: no finite start"
@@ -522,7 +520,7 @@ def test_workers_give_the_same_draws(
 def test_an_error_on_a_worker_is_of_its_run_alone(
     study: Path, tmp_path: Path, scheduler: str, plain_reports: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ivimbayes.workers.sample_region
+    real = ivimbayes.bids.jobs.sample_region
 
     def sample(name: str, voxels: xr.Dataset, *rest: Any) -> xr.DataTree:
         if name == "spleen" and voxels["signal"].values[0, 0] == first:
@@ -532,7 +530,7 @@ def test_an_error_on_a_worker_is_of_its_run_alone(
     scan = read_scan(study / "sub-01/ses-1/dwi/sub-01_ses-1_dwi.nii.gz", study / "dwi.bval",
                      rois=study / "derivatives/manual/sub-01/ses-1/dwi/sub-01_ses-1_dseg.nii.gz")  # fmt: skip
     first = ivimbayes.choose_voxels(scan, voxels_per_roi=8)["roi-2"]["signal"].values[0, 0]
-    monkeypatch.setattr(ivimbayes.workers, "sample_region", sample)
+    monkeypatch.setattr(ivimbayes.bids.jobs, "sample_region", sample)
     table = run_participant(
         study, tmp_path / "out", **{**HERE, "participants": ["01"], "scheduler": scheduler}
     )

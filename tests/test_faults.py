@@ -22,12 +22,12 @@ import pytest
 import xarray as xr
 from conftest import SHORT, Case
 
+import ivimbayes.bids.jobs as workers
 import ivimbayes.fitting.convergence as convergence
 import ivimbayes.fitting.fit as sampling
 import ivimbayes.folders as folders
 import ivimbayes.io.append as joined
 import ivimbayes.io.netcdf as storage
-import ivimbayes.workers as workers
 from ivimbayes import (
     ModelSpec,
     diagnose,
@@ -40,8 +40,8 @@ from ivimbayes import (
     summarize,
     write_tree,
 )  # fmt: skip
-from ivimbayes.bids_layout import Run
-from ivimbayes.bids_results import open_dataset, write_failure
+from ivimbayes.bids.derivatives import open_dataset, write_failure
+from ivimbayes.bids.layout import Run
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fitting.checkpoint import Region
 from ivimbayes.fitting.collect import join_regions

@@ -52,9 +52,8 @@ def fit_many(regions: int) -> str:
 def study_many(scans: int) -> str:
     """Fit a study of so many scans with two regions."""
     import ivimbayes as ib
-    import ivimbayes.bids_results
 
-    ivimbayes.bids_results.render_report = lambda *_, **__: "<html></html>"  # type: ignore[assignment]
+    ivimbayes.bids.derivatives.render_report = lambda *_, **__: "<html></html>"  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         ib.simulate_study(Path(folder) / "study", subjects=scans, sessions=1)
         table = ib.run_participant(

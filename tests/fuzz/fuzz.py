@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutate import compress, mutate_bytes, mutate_image, mutate_text
 
 import ivimbayes as ib
-from ivimbayes.bids import read_participants
-from ivimbayes.bids_layout import Run, find_runs
-from ivimbayes.bids_results import read_key, read_summaries, result_file
+from ivimbayes.bids.app import read_participants
+from ivimbayes.bids.derivatives import read_key, read_summaries, result_file
+from ivimbayes.bids.layout import Run, find_runs
 from ivimbayes.checks.calibration import read_calibration
 from ivimbayes.cli_cohort import read_design_file
 from ivimbayes.cohorts.contrasts import all_contrasts, read_cohort, scan_table

@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.bids_layout import Run, find_runs
-from ivimbayes.bids_results import (
+from ivimbayes.bids.derivatives import (
     KEPT,
     close_run,
     find_results,
@@ -30,6 +29,8 @@ from ivimbayes.bids_results import (
     write_index,
     write_run,
 )
+from ivimbayes.bids.jobs import RegionJob, Result, open_workers, sample_jobs
+from ivimbayes.bids.layout import Run, find_runs
 from ivimbayes.cohorts.contrasts import write_cohort
 from ivimbayes.cohorts.fit import fit_cohort
 from ivimbayes.errors import InputError, printable
@@ -44,7 +45,6 @@ from ivimbayes.models.priors import TissuePrior, read_priors
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
-from ivimbayes.workers import RegionJob, Result, open_workers, sample_jobs
 
 TODO, DONE, KEPT_DONE, FAILED, OTHER = "to do", "done", "already done", "failed", "other results"
 WORST = ("failed", "doubtful", "converged")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from ivimbayes.bids_layout import Run, parse_name, read_description
+from ivimbayes.bids.layout import Run, parse_name, read_description
 from ivimbayes.errors import InputError, printable
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.tables import read_table
