@@ -1,5 +1,5 @@
 """Run the command line as ``python -m ivimbayes``."""
 
-from ivimbayes.cli import main
+from ivimbayes.cli.main import main
 
 main()

@@ -1,22 +1,17 @@
 """The benchmarks' inputs and the rival's model stay in step with the package; the timing itself is not tested."""
 
-import sys
-from pathlib import Path
-
+import maps
 import numpy as np
+import population
 import pytest
+import scaling
+import settings
 import xarray as xr
 
 from ivimbayes import choose_voxels
 from ivimbayes.fitting.density import log_density
 from ivimbayes.fitting.draws import split_draws
-from ivimbayes.fitting.packing import _unpack, coordinates
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import maps  # noqa: E402
-import population  # noqa: E402
-import scaling  # noqa: E402
-import settings  # noqa: E402
+from ivimbayes.fitting.packing import coordinates, unpack
 
 
 @pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
@@ -44,7 +39,7 @@ def test_alternative_spaces_keep_the_posterior() -> None:
     found = []
     for change in (lambda t: t, lambda t: settings.scaled(t, 0.5), settings.diagonal, settings.at_prior):
         block = change(task).block
-        region = _unpack.py_func(block)
+        region = unpack.py_func(block)
         lanes = region.present.shape[1]
         Lambda = np.moveaxis(region.precision, -1, 1).reshape(-1, 3, 3)[:V]
         eta = np.moveaxis(region.shift, -1, 1).reshape(-1, 3)[:V]

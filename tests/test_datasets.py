@@ -16,6 +16,7 @@ from conftest import data_folder
 from scipy.io import savemat
 
 import ivimbayes
+import ivimbayes.datasets
 from ivimbayes import datasets, fit_segmented, read_scan
 from ivimbayes.io.scans import roi_names, write_scan
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from ivimbayes.cli import app
+from ivimbayes.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

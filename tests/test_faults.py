@@ -23,9 +23,9 @@ import xarray as xr
 from conftest import SHORT, Case
 
 import ivimbayes.bids.jobs as workers
+import ivimbayes.cli.out_folder as folders
 import ivimbayes.fitting.convergence as convergence
 import ivimbayes.fitting.fit as sampling
-import ivimbayes.folders as folders
 import ivimbayes.io.append as joined
 import ivimbayes.io.netcdf as storage
 from ivimbayes import (
@@ -42,11 +42,13 @@ from ivimbayes import (
 )  # fmt: skip
 from ivimbayes.bids.derivatives import open_dataset, write_failure
 from ivimbayes.bids.layout import Run
+from ivimbayes.cli.out_folder import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder
+from ivimbayes.cli.outputs import fit_file
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.fitting.checkpoint import Region
+from ivimbayes.fitting import plan, sampler
+from ivimbayes.fitting.checkpoint import FinishedRegion
 from ivimbayes.fitting.collect import join_regions
 from ivimbayes.fitting.interruption import FitInterrupted
-from ivimbayes.folders import CHECKPOINT, LOCK, NEW, READY, STORE, OutFolder, fit_file
 from ivimbayes.io.append import write_regions
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.labels import read_label_names
@@ -268,8 +270,12 @@ def test_one_parameter_has_no_pairs(
     )
     assert read_fit(tmp_path / "posterior.nc", large=0).equals(read_tree(tmp_path / "posterior.nc"))
     (tmp_path / "region-2.nc").unlink()
-    refused(lambda: Region(None, tmp_path / "region-2.nc", "key").read(), "region-2.nc", "another run")
-    refused(lambda: Region(None, tmp_path / "region-1.nc", "key").read(), "region-1.nc", "another run")
+    refused(
+        lambda: FinishedRegion(None, tmp_path / "region-2.nc", "key").read(), "region-2.nc", "another run"
+    )
+    refused(
+        lambda: FinishedRegion(None, tmp_path / "region-1.nc", "key").read(), "region-1.nc", "another run"
+    )
     for left in ("interrupted.nc", ".part-1-posterior.nc"):
         (tmp_path / left).touch()
     fit(phantom_scan[0], spec, checkpoint=tmp_path, load=False, **options).close()
@@ -281,7 +287,7 @@ def test_an_interruption_while_regions_are_joined(
     short_fit: xr.DataTree, tmp_path: Path, monkeypatch: Any, write: int
 ) -> None:
     """HDF5 would swallow it, and lose the write: it is raised, and an older file stays."""
-    real, count = joined.Disk._put, []
+    real, count = joined.SurvivingFile._put, []
 
     def put(self: Any, piece: memoryview) -> int:
         count.append(1)
@@ -291,7 +297,7 @@ def test_an_interruption_while_regions_are_joined(
 
     (tmp_path / "joined.nc").write_text("older")
     with monkeypatch.context() as patch:
-        patch.setattr(joined.Disk, "_put", put)
+        patch.setattr(joined.SurvivingFile, "_put", put)
         with pytest.raises(KeyboardInterrupt):
             write_joined(short_fit, tmp_path / "joined.nc")
     assert len(count) >= write
@@ -323,7 +329,7 @@ def test_a_disk_that_is_full_while_regions_are_joined(
 def test_a_full_disk_is_one_line_and_loses_nothing(
     case: Case, short_fit: xr.DataTree, monkeypatch: Any, capsys: pytest.CaptureFixture[str], when: str
 ) -> None:
-    from ivimbayes import cli
+    from ivimbayes.cli import main as cli
 
     def kept(*_: Any, checkpoint: Path, **__: Any) -> xr.DataTree:
         checkpoint.mkdir(exist_ok=True)
@@ -343,7 +349,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         if when == "region":
             patch.setattr(storage, "_write_piece", full)
         else:
-            patch.setattr(joined.Disk, "_put", full)
+            patch.setattr(joined.SurvivingFile, "_put", full)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code == 2
@@ -421,13 +427,13 @@ def test_draws_of_an_interrupted_fit(
     phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, monkeypatch: Any, load: bool
 ) -> None:
     """Kept, cut to the shortest chain and marked; the run that follows ends as if nothing had been."""
-    real, started = sampling.Running.run, []
+    real, started = sampler.SamplerPool.run, []
 
     def stopped_early(self: Any, partial: bool = False, **options: Any) -> xr.DataTree:
         assert partial
         self.stopped.wait()
         started.append(options["seed"])
-        whole = real(sampling.Running(), **options)
+        whole = real(sampler.SamplerPool(), **options)
         return whole.isel(draw=slice(0, 60 + len(started) % 3))
 
     def interrupt(_: Any) -> Any:
@@ -435,7 +441,7 @@ def test_draws_of_an_interrupted_fit(
 
     scan = phantom_scan[0].isel(z=[0])
     with monkeypatch.context() as patch:
-        patch.setattr(sampling.Running, "run", stopped_early)
+        patch.setattr(sampler.SamplerPool, "run", stopped_early)
         patch.setattr(sampling, "as_completed", interrupt)
         with pytest.raises(FitInterrupted) as stop:
             fit(scan, seed=8, checkpoint=tmp_path / "kept", load=load, cores=6, **SHORT)
@@ -483,11 +489,9 @@ def test_a_region_that_does_not_converge_costs_bounded_draws(
     tree = fit(scan, cores=2, **SHORT | {"draws": 50, "tune": 50, "voxels_per_roi": 8})
     assert tree["constant_data"]["attempts"].values.tolist() == [2, 2, 2]
     assert sorted(asked) == [(50, 50, 10)] * 6 + [(600, 600, 10)] * 6
-    many = sampling.RETRY_BYTES / (
-        8 * 4 * 1000 * 12
-    )  # coordinates that leave no room for twelve times as many
-    monkeypatch.setattr(sampling, "coordinates", lambda _: int(many * 4))
-    assert sampling.retry_factor(Mock(), sampling.Settings()) == 3
+    many = plan.RETRY_BYTES / (8 * 4 * 1000 * 12)  # coordinates that leave no room for twelve times as many
+    monkeypatch.setattr(sampler, "coordinates", lambda _: int(many * 4))
+    assert sampler.retry_factor(Mock(), plan.Settings()) == 3
 
 
 def stored(short_fit: xr.DataTree, path: Path, **attrs: Any) -> Path:

@@ -7,19 +7,13 @@ outcome is too. The signals are real-valued: leaving out voxels with a negative 
 diffusion. An HDI from 4 000 draws is a little short: of independent normal draws it holds 94.8 %.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import recovery
 
-from ivimbayes import fit
+from ivimbayes import fit, simulate
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.simulation import regions as simulate
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import recovery  # noqa: E402
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 REGIONS, PARTS, VOXELS = 200, 3, 20

@@ -3,19 +3,14 @@
 Slow; beside `test_recovery.py`, so that two processes share the time.
 """
 
-import sys
-from pathlib import Path
-
+import lesions
 import numpy as np
 import pytest
+import recovery
+import rician
 
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import lesions  # noqa: E402
-import recovery  # noqa: E402
-import rician  # noqa: E402
 
 
 @pytest.mark.slow

@@ -34,9 +34,9 @@ from ivimbayes.bids.layout import Run, find_runs
 from ivimbayes.cohorts.contrasts import write_cohort
 from ivimbayes.cohorts.fit import fit_cohort
 from ivimbayes.errors import InputError, printable
-from ivimbayes.fitting.checkpoint import Region
+from ivimbayes.fitting.checkpoint import FinishedRegion
 from ivimbayes.fitting.fit import JOINED, finish_file
-from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Settings, plan_fit
+from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, FitPlan, Settings, plan_fit
 from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.scans import file_digest, read_scan, roi_names
 from ivimbayes.io.tables import read_table
@@ -78,8 +78,8 @@ class _Open:
 
     run: Run
     scan: xr.Dataset
-    plan: Plan
-    results: dict[str, Region] = field(default_factory=dict)
+    plan: FitPlan
+    results: dict[str, FinishedRegion] = field(default_factory=dict)
 
 
 def run_participant(
@@ -428,7 +428,7 @@ def _take(
     """Take a region's result; write the run if it was the last."""
     if isinstance(result, Exception):
         raise _of_region(job.name, result)
-    opened.results[job.name] = Region(None, job.file(out / KEPT), job.key)
+    opened.results[job.name] = FinishedRegion(None, job.file(out / KEPT), job.key)
     if len(opened.results) < len(opened.plan.chosen):
         return None
     run, scan = opened.run, opened.scan

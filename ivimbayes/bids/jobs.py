@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError, InputWarning
+from ivimbayes.fitting.density import callbacks
 from ivimbayes.fitting.fit import sample_region
 from ivimbayes.fitting.plan import Settings
-from ivimbayes.fitting.sampler import callbacks
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import read_tree, write_tree
 from ivimbayes.models.spec import ModelSpec

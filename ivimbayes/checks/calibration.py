@@ -22,10 +22,11 @@ from arviz_stats.ecdf_utils import ecdf_pit
 
 from ivimbayes.errors import InputError
 from ivimbayes.fitting.convergence import measure_chains
+from ivimbayes.fitting.density import callbacks
 from ivimbayes.fitting.draws import split_draws
 from ivimbayes.fitting.packing import noise_constant
 from ivimbayes.fitting.plan import Settings
-from ivimbayes.fitting.sampler import Running, callbacks, chain_options, retry_factor
+from ivimbayes.fitting.sampler import SamplerPool, chain_options, retry_factor
 from ivimbayes.fitting.starts import RegionTask, prepare_region
 from ivimbayes.fitting.voxels import MIN_POOLED
 from ivimbayes.io.digest import code_digest
@@ -127,14 +128,14 @@ def calibrate(
     settings = Settings(draws, tune, chains, target_accept, seed, retry)
     protocol = _protocol(spec, b, averages)
     _check(spec, fitted, n, voxels, noise_factor)
-    task = _Study(spec, fitted, protocol, voxels, noise_factor, settings)
+    task = CalibrationRun(spec, fitted, protocol, voxels, noise_factor, settings)
     done = _kept(checkpoint, task.key, renew)
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     missing = [i for i in range(n) if i not in done]
     if missing:
         callbacks()
-    running, pool = Running(), ThreadPoolExecutor(cores)
+    running, pool = SamplerPool(), ThreadPoolExecutor(cores)
     with StepProgress(n, "replicates", progress, n - len(missing)) as bar:
         try:
             pending: list[Future[Values]] = [pool.submit(task.replicate, i, running) for i in missing]
@@ -243,7 +244,7 @@ def _check(spec: ModelSpec, fitted: ModelSpec, n: int, voxels: int, noise_factor
 
 
 @dataclasses.dataclass(frozen=True)
-class _Study:
+class CalibrationRun:
     """What every replicate shares."""
 
     spec: ModelSpec
@@ -264,7 +265,7 @@ class _Study:
         ]  # fmt: skip
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def replicate(self, i: int, running: Running) -> Values:
+    def replicate(self, i: int, running: SamplerPool) -> Values:
         """Draw, fit and rank one region."""
         rng = np.random.default_rng([self.settings.seed, i])
         truth, region, redrawn = _draw(self, rng)
@@ -289,7 +290,7 @@ class _Study:
         }  # fmt: skip
 
 
-def _draw(study: _Study, rng: np.random.Generator) -> tuple[dict[str, float], xr.Dataset, int]:
+def _draw(study: CalibrationRun, rng: np.random.Generator) -> tuple[dict[str, float], xr.Dataset, int]:
     """Draw a region from the prior until its data could be images: truth, signals, how often again."""
     redrawn = 0
     truth, signal = _draw_once(study, rng)
@@ -316,7 +317,7 @@ def _is_image(signal: np.ndarray, b: np.ndarray) -> bool:
     return bool(1 / FAR < median < FAR and (level > median / FAR).all() and (level < median * FAR).all())
 
 
-def _draw_once(study: _Study, rng: np.random.Generator) -> tuple[dict[str, float], np.ndarray]:
+def _draw_once(study: CalibrationRun, rng: np.random.Generator) -> tuple[dict[str, float], np.ndarray]:
     """Draw hyperparameters, voxels and signals (voxel, measurement); the true value of each quantity."""
     spec, V = study.spec, study.voxels
     signal, noise, b = SIGNALS[spec.signal], NOISES[spec.noise], study.protocol["b"].values
@@ -404,7 +405,7 @@ def _named(drawn: dict[str, np.ndarray], spec: ModelSpec) -> dict[str, np.ndarra
     return found | {"log_likelihood": drawn["log_likelihood"]}
 
 
-def _join(done: dict[int, Values], study: _Study) -> xr.Dataset:
+def _join(done: dict[int, Values], study: CalibrationRun) -> xr.Dataset:
     """One Dataset of the replicates, in their order."""
     order = sorted(done)
     by_quantity, single = ("replicate", "quantity"), ("attempts", "converged", "redrawn")

@@ -21,7 +21,7 @@ from ivimbayes.models.correlation import beta_shapes, partial_correlations
 from ivimbayes.models.priors import ThetaPrior, TissuePrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale, signal_scale
-from ivimbayes.results.diagnosis import contraction_of, find_modes
+from ivimbayes.results.diagnosis import contraction_of, find_bimodality
 
 THRESHOLD = 0.05
 COMPONENTS = ("all", "mu", "sd", "correlation", "S0", "sigma")
@@ -93,7 +93,7 @@ def prior_sensitivity(tree: xr.DataTree, component: str = "all") -> pd.DataFrame
         log_prior = whole if component == "all" else draws.log_prior.get(component)
         log_likelihood, kurtosis[roi] = marginal_log_likelihood(draws.coordinates, whole + draws.log_jacobian)
         mu = draws.coordinates[..., : len(spec.prior.theta(spec.signal).centre)]
-        odd = kurtosis[roi] > FARTHEST or find_modes(mu.reshape(-1, mu.shape[-1]), spec.signal)
+        odd = kurtosis[roi] > FARTHEST or find_bimodality(mu.reshape(-1, mu.shape[-1]), spec.signal)
         for name, values in draws.values.items():
             prior = 0.0 if log_prior is None else sensitivity(values, log_prior)
             likelihood = np.nan if odd else sensitivity(values, log_likelihood)

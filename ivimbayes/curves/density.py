@@ -44,7 +44,7 @@ class Beliefs(NamedTuple):
     measurements: float
 
 
-class Lanes(NamedTuple):
+class SigmaDraws(NamedTuple):
     """Numbers, common to all curves, from which sigma and S0 are drawn; all ndarray (N,).
 
     Attributes

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from scipy.stats import gamma, norm, qmc
 
-from ivimbayes.curves.density import Beliefs, Lanes, make_scratch
+from ivimbayes.curves.density import Beliefs, SigmaDraws, make_scratch
 from ivimbayes.curves.posterior import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
@@ -117,13 +117,13 @@ def _beliefs(prior: TissuePrior, bounds: Mapping[str, tuple[float, float]], meas
 
 
 @cache
-def _lanes(count: int, shape: float) -> Lanes:
+def _lanes(count: int, shape: float) -> SigmaDraws:
     """Numbers for sigma, from the last dimension of the points, and for S0."""
     u = norm.cdf(make_points(3, count, 0).normal)
     drawn = np.maximum(gamma.ppf(u, shape), 1e-12)
     again = qmc.Sobol(1, seed=1).random(count)[:, 0]
     normal = norm.ppf(np.clip(np.random.default_rng(0).permutation(again), 1e-9, 1 - 1e-9))
-    return Lanes(drawn, shape * np.log(drawn) - drawn, normal)
+    return SigmaDraws(drawn, shape * np.log(drawn) - drawn, normal)
 
 
 def _named(out: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,36 +17,8 @@ from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import read_tree
 
 
-def _key(task: RegionTask, settings: Settings) -> str:
-    """Digest of everything a region's draws depend on."""
-    digest = hashlib.sha256(task.spec.to_json().encode())
-    digest.update(json.dumps(dataclasses.asdict(settings)).encode())
-    digest.update(code_digest().encode())
-    digest.update(task.block.tobytes())
-    for name in ("signal", "averages", "b", "x", "y", "z"):
-        digest.update(np.ascontiguousarray(task.voxels[name].values).tobytes())
-    digest.update(str((RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES, MANY_VOXELS, MANY_DEPTH, STARTS)).encode())
-    digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
-    return digest.hexdigest()
-
-
-def _checkpoint_file(checkpoint: str | Path, task: RegionTask) -> Path:
-    return Path(checkpoint) / f"region-{task.voxels.attrs['label']}.nc"
-
-
-def _kept(checkpoint: str | Path | None, task: RegionTask, key: str, load: bool) -> Region | None:
-    """Find the result of an earlier run with the same key."""
-    if checkpoint is None or not (path := _checkpoint_file(checkpoint, task)).is_file():
-        return None
-    try:
-        tree = read_tree(path)
-    except InputError:
-        return None
-    return Region(tree if load else None, path, key) if tree.attrs.get("key") == key else None
-
-
 @dataclass(frozen=True)
-class Region:
+class FinishedRegion:
     """Draws of a region: in memory, or in a file that was written before."""
 
     tree: xr.DataTree | None
@@ -72,3 +44,34 @@ class Region:
             f"{self.path}: gone or changed since it was written; if another run of ivimbayes works there, "
             "wait for it, and run the same command again"
         )
+
+
+def region_key(task: RegionTask, settings: Settings) -> str:
+    """Digest of everything a region's draws depend on."""
+    digest = hashlib.sha256(task.spec.to_json().encode())
+    digest.update(json.dumps(dataclasses.asdict(settings)).encode())
+    digest.update(code_digest().encode())
+    digest.update(task.block.tobytes())
+    for name in ("signal", "averages", "b", "x", "y", "z"):
+        digest.update(np.ascontiguousarray(task.voxels[name].values).tobytes())
+    digest.update(str((RETRY_ACCEPT, RETRY_FACTOR, RETRY_BYTES, MANY_VOXELS, MANY_DEPTH, STARTS)).encode())
+    digest.update(str((task.scale, task.name, dict(task.voxels.attrs))).encode())
+    return digest.hexdigest()
+
+
+def checkpoint_file(checkpoint: str | Path, task: RegionTask) -> Path:
+    """File of a region in a folder of checkpoints."""
+    return Path(checkpoint) / f"region-{task.voxels.attrs['label']}.nc"
+
+
+def find_finished(
+    checkpoint: str | Path | None, task: RegionTask, key: str, load: bool
+) -> FinishedRegion | None:
+    """Find the result of an earlier run with the same key."""
+    if checkpoint is None or not (path := checkpoint_file(checkpoint, task)).is_file():
+        return None
+    try:
+        tree = read_tree(path)
+    except InputError:
+        return None
+    return FinishedRegion(tree if load else None, path, key) if tree.attrs.get("key") == key else None

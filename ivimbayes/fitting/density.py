@@ -10,13 +10,15 @@ the inner loops vectorise; the voxels that fill the last block count for nothing
 """
 
 import math
+from functools import cache
 from typing import Any
 
+import numba as nb
 import numpy as np
 
-from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, _unpack
+from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
 from ivimbayes.models.spec import SECOND_SHAPES, SECOND_SHIFT
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import allocating_jit, c_function, jit
 from ivimbayes.numerics.noise import gaussian, rician, student_t
 from ivimbayes.numerics.signals import make_shape, signal_adjoint, signal_curve
 from ivimbayes.numerics.triangular import (
@@ -29,11 +31,9 @@ from ivimbayes.numerics.triangular import (
     solve_upper,
 )
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-
 
 @jit
-def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
+def locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
     """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
     lanes = z.shape[1]
     cholesky(S, Lambda, F, inverse)
@@ -48,7 +48,7 @@ def _locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
 
 
 @jit
-def _read_z(x, start, count, z):
+def read_z(x, start, count, z):
     """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
     P, lanes = z.shape
     for w in range(count):
@@ -63,7 +63,7 @@ def _read_z(x, start, count, z):
 
 
 @allocating_jit
-def _hyperparameters(x, region):
+def hyperparameters(x, region):
     """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma), (share, shift) and where z begins."""
     P, pairs = region.centre.size, region.shapes.size
     three = np.empty(3)
@@ -80,7 +80,7 @@ def _hyperparameters(x, region):
 
 
 @jit
-def _likelihood(region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, out):
+def likelihood(region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, out):
     """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
     P, root, present = region.centre.size, region.root[block], region.present[block]
     signal_curve(
@@ -214,9 +214,9 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
         start = first + block * lanes * Q
         count = min(lanes, V - block * lanes)
         present = region.present[block]
-        _read_z(x, start, count, z)
-        _locate(S, shift, region.precision[block], region.shift[block], z, F, inverse, a, u, theta)
-        _likelihood(
+        read_z(x, start, count, z)
+        locate(S, shift, region.precision[block], region.shift[block], z, F, inverse, a, u, theta)
+        likelihood(
             region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, theta_bar
         )  # fmt: skip
         _population(
@@ -252,7 +252,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
                 e_sum[i, w] += present[w] * e_bar[i, w]
     for i in range(1 + P):
         second_bar[i] = mu_sum[Q + i].sum()
-    total = -V * _noise_logs(region) * math.log(variance)
+    total = -V * noise_logs(region) * math.log(variance)
     for w in range(lanes):
         total += bars[3, w]
         three_bar[0] += bars[0, w]
@@ -275,7 +275,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
 
 
 @jit
-def _noise_logs(region):
+def noise_logs(region):
     """How often ln variance is taken off a voxel's density."""
     if region.noise == GAUSSIAN:
         return 0.5 * (region.measurements - 1)
@@ -285,7 +285,7 @@ def _noise_logs(region):
 
 
 @allocating_jit
-def _population_of(mu, sd, r, three, Q):
+def latent_population(mu, sd, r, three, Q):
     """Mean, Cholesky factor L and inverse covariance of a voxel's latents, that of theta without S0 first."""
     P = mu.size
     C, means, L = partial_cholesky(r, P), np.empty(Q), np.zeros((Q, Q))
@@ -327,11 +327,11 @@ def log_density(x, gradient, block):
     -------
     float
     """
-    region = _unpack(block)
+    region = unpack(block)
     P, pairs, V = region.centre.size, region.shapes.size, region.voxels
-    mu, sd, r, three, second, first = _hyperparameters(x, region)
+    mu, sd, r, three, second, first = hyperparameters(x, region)
     Q = region.shift.shape[1]
-    means, L, S = _population_of(mu, sd, r, three, Q)
+    means, L, S = latent_population(mu, sd, r, three, Q)
     S_bar, mu_bar, three_bar, second_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(3), np.zeros(1 + P)
     total = region.constant
     total += _voxels(
@@ -381,3 +381,33 @@ def log_density(x, gradient, block):
                     rest *= math.sqrt((1.0 - r[row + k]) * (1.0 + r[row + k]))
                 gradient[2 * P + row + j] += 0.5 * bar * rest * (1 - r[row + j] ** 2)
     return total
+
+
+def _density_callback(size, x, gradient, logp, data):
+    """Do `log_density` for a sampler: 0, or 3 where the density or its gradient is not finite."""
+    block = nb.carray(data, (int(nb.carray(data, (1,), np.float64)[0]),), np.float64)
+    slope = nb.carray(gradient, (size,))
+    value = log_density(nb.carray(x, (size,)), slope, block)
+    nb.carray(logp, (1,))[0] = value
+    return 0 if math.isfinite(value) and np.isfinite(slope).all() else 3
+
+
+def _copy_callback(size, expanded, x, out, data):
+    """Keep the coordinates of a draw as they are."""
+    nb.carray(out, (expanded,))[:] = nb.carray(x, (size,))
+    return 0
+
+
+@cache
+def callbacks() -> tuple[Any, Any]:
+    """C functions for the sampler, the density's and one that copies coordinates; each has an ``address``.
+
+    Compiled at the first call on a machine; later processes load them, if they could be kept.
+    """
+    number = nb.types.CPointer(nb.types.float64)
+    size, status, data = nb.types.uint64, nb.types.int64, nb.types.voidptr
+    compiled = (
+        c_function(status(size, number, number, number, data), _density_callback),
+        c_function(status(size, size, number, number, data), _copy_callback),
+    )
+    return compiled

@@ -7,16 +7,16 @@ import numpy as np
 from scipy.special import expit
 
 from ivimbayes.fitting.density import (
-    Array,
-    _hyperparameters,
-    _likelihood,
-    _locate,
-    _noise_logs,
-    _population_of,
-    _read_z,
+    hyperparameters,
+    latent_population,
+    likelihood,
+    locate,
+    noise_logs,
+    read_z,
 )
-from ivimbayes.fitting.packing import GAUSSIAN, _unpack
+from ivimbayes.fitting.packing import GAUSSIAN, unpack
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
+from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import allocating_jit
 from ivimbayes.numerics.signals import make_shape
 from ivimbayes.numerics.triangular import product
@@ -25,7 +25,7 @@ from ivimbayes.numerics.triangular import product
 @allocating_jit
 def _of_draws(x, block):
     """Give theta with S0 (draw, voxel, latent); log-likelihood, mean and precision of S0, (draw, voxel)."""
-    region = _unpack(block)
+    region = unpack(block)
     M, V, lanes = region.b.size, region.voxels, region.present.shape[1]
     Q = region.shift.shape[1]
     out, by_voxel = np.empty((x.shape[0], V, Q)), np.zeros((3, x.shape[0], V))
@@ -34,18 +34,18 @@ def _of_draws(x, block):
     shape = make_shape(region.form, M, region.steps.size, lanes)
     curves, work, bars = np.empty((2, M, lanes)), np.empty((8, lanes)), np.zeros((4, lanes))
     for n in range(x.shape[0]):
-        mu, sd, r, three, _, first = _hyperparameters(x[n], region)
+        mu, sd, r, three, _, first = hyperparameters(x[n], region)
         S0_variance, variance = three[1] ** 2, three[2] ** 2
-        means, _, S = _population_of(mu, sd, r, three, Q)
+        means, _, S = latent_population(mu, sd, r, three, Q)
         shift = product(S, means.reshape((Q, 1)))[:, 0]
-        fixed = _noise_logs(region) * math.log(variance)
+        fixed = noise_logs(region) * math.log(variance)
         for index in range(region.signal.shape[0]):
             start = index * lanes
             count = min(lanes, V - start)
-            _read_z(x[n], first + start * Q, count, z)
-            _locate(S, shift, region.precision[index], region.shift[index], z, F, inverse, a, u, theta)
+            read_z(x[n], first + start * Q, count, z)
+            locate(S, shift, region.precision[index], region.shift[index], z, F, inverse, a, u, theta)
             bars[:] = 0.0
-            _likelihood(
+            likelihood(
                 region, index, theta, three[0], variance, S0_variance, shape, curves[0], curves[1], bars,
                 work, bar,
             )  # fmt: skip

@@ -13,12 +13,13 @@ from typing import Any
 import xarray as xr
 
 from ivimbayes.errors import InputError
-from ivimbayes.fitting.checkpoint import Region, _checkpoint_file, _kept, _key
+from ivimbayes.fitting.checkpoint import FinishedRegion, checkpoint_file, find_finished, region_key
 from ivimbayes.fitting.collect import collect_region, join_regions
 from ivimbayes.fitting.convergence import measure_chains
+from ivimbayes.fitting.density import callbacks
 from ivimbayes.fitting.interruption import FitInterrupted, Interrupted, cut_chains, cut_regions
-from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, Plan, Settings, plan_fit
-from ivimbayes.fitting.sampler import Running, callbacks, chain_options, retry_factor
+from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, FitPlan, Settings, plan_fit
+from ivimbayes.fitting.sampler import SamplerPool, chain_options, retry_factor
 from ivimbayes.fitting.starts import RegionTask, prepare_region
 from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.append import write_regions
@@ -114,7 +115,7 @@ def fit(
     )  # fmt: skip
     require_protocol(scan, spec.signal)
     with FitProgress(list(plan.chosen), settings.chains * (settings.draws + settings.tune), progress) as bars:
-        tasks = _prepare(plan.chosen, spec, plan.priors, bars)
+        tasks = prepare_regions(plan.chosen, spec, plan.priors, bars)
         try:
             results = _sample_all(tasks, settings, cores, bars, checkpoint, load)
         except Interrupted as stop:
@@ -152,7 +153,7 @@ def sample_region(
         return _sample_all([task], settings, cores, bars, None, True)[name].read()
 
 
-def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan) -> xr.DataTree:
+def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: FitPlan) -> xr.DataTree:
     """Join the regions of a plan, in its order, and say in attributes how they were made."""
     tree = join_regions({name: results[name] for name in plan.chosen if name in results}, scan)
     tree.attrs |= describe_fit(scan, plan)
@@ -160,7 +161,7 @@ def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: Plan)
 
 
 def finish_file(
-    results: Mapping[str, Region], scan: xr.Dataset, plan: Plan, path: Path, **attrs: str
+    results: Mapping[str, FinishedRegion], scan: xr.Dataset, plan: FitPlan, path: Path, **attrs: str
 ) -> xr.DataTree:
     """Join the regions of a plan like `finish_fit`, but in a file, which is then open."""
     for left in (path, *path.parent.glob(".part-*.nc")):  # of a run that was ended
@@ -170,7 +171,7 @@ def finish_file(
     return open_tree(path, check=False)
 
 
-def describe_fit(scan: xr.Dataset, plan: Plan) -> dict[str, Any]:
+def describe_fit(scan: xr.Dataset, plan: FitPlan) -> dict[str, Any]:
     """Attributes of a fit: what was fitted, and how."""
     return {
         "spec": plan.spec.to_json(),
@@ -186,7 +187,7 @@ def describe_fit(scan: xr.Dataset, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _prepare(
+def prepare_regions(
     chosen: Mapping[str, xr.Dataset], spec: ModelSpec, priors: Mapping[str, TissuePrior], bars: FitProgress
 ) -> list[RegionTask]:
     """Find the modes that each region starts from, around the best of which its sampling space is laid."""
@@ -205,24 +206,24 @@ def _sample_all(
     bars: FitProgress,
     checkpoint: str | Path | None,
     load: bool,
-) -> dict[str, Region]:
+) -> dict[str, FinishedRegion]:
     """Sample every chain of every region, `cores` at a time; collect a region when its chains are done.
 
     Regions are begun when there is little left to do for the cores. Those kept on the disk are read again
     later, unless they are to be loaded.
     """
-    results: dict[str, Region] = {}
-    running = Running()
+    results: dict[str, FinishedRegion] = {}
+    running = SamplerPool()
     pool = ThreadPoolExecutor(cores)
     try:
         pending: dict[Future[Any], tuple[RegionTask, int, int]] = {}
         parts: dict[tuple[str, int], dict[int, Any]] = {}
-        keys = {task.name: _key(task, settings) for task in tasks}
+        keys = {task.name: region_key(task, settings) for task in tasks}
         bars.stage(tasks[0].name, "compiling, once on a machine")
         callbacks()
         waiting = deque[RegionTask]()
         for task in tasks:
-            if (kept := _kept(checkpoint, task, keys[task.name], load)) is not None:
+            if (kept := find_finished(checkpoint, task, keys[task.name], load)) is not None:
                 results[task.name] = kept
                 bars.done(task.name, "kept from before")
             else:
@@ -253,9 +254,9 @@ def _sample_all(
             path = None
             if checkpoint is not None:
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
-                path = _checkpoint_file(checkpoint, task)
+                path = checkpoint_file(checkpoint, task)
                 write_tree(tree, path)
-            results[task.name] = Region(tree if load else None, path, keys[task.name])
+            results[task.name] = FinishedRegion(tree if load else None, path, keys[task.name])
             del parts[task.name, attempt], chains, drawn, tree  # only now: an interruption finds them
             bars.done(task.name)
     except KeyboardInterrupt:
@@ -277,9 +278,9 @@ def _sample_all(
 def _unfinished(
     tasks: list[RegionTask],
     parts: Mapping[tuple[str, int], Mapping[int, xr.DataTree]],
-    results: dict[str, Region],
+    results: dict[str, FinishedRegion],
     settings: Settings,
-) -> dict[str, Region]:
+) -> dict[str, FinishedRegion]:
     """Finished regions, and those of which two chains or more have draws, up to the shortest."""
     regions = dict(results)
     for task in tasks:
@@ -291,12 +292,12 @@ def _unfinished(
                     task.voxels, task.spec, task.scale, task.block, chains, settings.seed, draws
                 )
                 tree.attrs |= {"attempts": attempt}
-                regions[task.name] = Region(tree)
+                regions[task.name] = FinishedRegion(tree)
     return {task.name: regions[task.name] for task in tasks if task.name in regions}
 
 
 def _interruption(
-    regions: Mapping[str, Region], scan: xr.Dataset, plan: Plan, checkpoint: str | Path | None
+    regions: Mapping[str, FinishedRegion], scan: xr.Dataset, plan: FitPlan, checkpoint: str | Path | None
 ) -> FitInterrupted:
     """Join the draws of an interrupted fit, mark them and store them."""
     if not regions:
@@ -318,7 +319,7 @@ def _submit(
     settings: Settings,
     attempt: int,
     pool: ThreadPoolExecutor,
-    running: Running,
+    running: SamplerPool,
     bars: FitProgress,
     pending: dict[Future[Any], tuple[RegionTask, int, int]],
 ) -> None:

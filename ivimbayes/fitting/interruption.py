@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from ivimbayes.fitting.checkpoint import Region
+from ivimbayes.fitting.checkpoint import FinishedRegion
 from ivimbayes.fitting.plan import LEAST
 
 
@@ -29,7 +29,7 @@ class FitInterrupted(KeyboardInterrupt):
 class Interrupted(KeyboardInterrupt):
     """Sampling that was interrupted, with the tree of each region that has draws."""
 
-    def __init__(self, regions: dict[str, Region]):
+    def __init__(self, regions: dict[str, FinishedRegion]):
         super().__init__("interrupted")
         self.regions = regions
 
@@ -51,7 +51,7 @@ def cut_chains(chains: Mapping[int, xr.DataTree], thin: int) -> tuple[list[xr.Da
 
 
 @dataclass(frozen=True)
-class Cut(Region):
+class Cut(FinishedRegion):
     """A region of an interrupted fit, cut to some chains and draws and marked with the draws it had."""
 
     chains: int = 0
@@ -73,7 +73,7 @@ class Cut(Region):
         return cut
 
 
-def cut_regions(regions: Mapping[str, Region]) -> dict[str, Cut]:
+def cut_regions(regions: Mapping[str, FinishedRegion]) -> dict[str, Cut]:
     """Cut regions to the fewest chains and draws of any."""
     sizes = [_sizes(region.read()) for region in regions.values()]
     fewest = [min(column) for column in zip(*sizes, strict=True)]

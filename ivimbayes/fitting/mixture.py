@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ivimbayes.fitting.modes import SPREAD_WEIGHT, Population
+from ivimbayes.fitting.modes import SPREAD_WEIGHT, PopulationMode
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 
 STEPS, FIRST_SHARE, FAR, EVIDENCE = 60, 0.05, 0.1, 1.5
 
 
 @dataclass(frozen=True)
-class Second:
+class MixtureStart:
     """A mode of a region's mixture.
 
     Attributes
@@ -35,19 +35,19 @@ class Second:
     log_evidence: float
 
 
-def find_second(mode: Population, spec: ModelSpec) -> tuple[Second, ...]:
+def find_mixture_starts(mode: PopulationMode, spec: ModelSpec) -> tuple[MixtureStart, ...]:
     """Find where a smaller population may lie, by EM over the Gaussian approximations of voxels.
 
     Parameters
     ----------
-    mode : Population
+    mode : PopulationMode
         Of the region, taken for one normal population.
     spec : ModelSpec
         Model with the region's prior.
 
     Returns
     -------
-    tuple of Second
+    tuple of MixtureStart
         The best first; others only where about as good.
     """
     P = len(mode.mean)
@@ -66,7 +66,7 @@ def find_second(mode: Population, spec: ModelSpec) -> tuple[Second, ...]:
     return tuple(second for second in found if second.log_evidence > found[0].log_evidence - EVIDENCE)
 
 
-def _without_S0(mode: Population, P: int) -> tuple[np.ndarray, np.ndarray]:
+def _without_S0(mode: PopulationMode, P: int) -> tuple[np.ndarray, np.ndarray]:
     """Precision and shift of each voxel's likelihood of theta, S0 integrated out where it is the last."""
     Lambda, eta = mode.precision, mode.shift
     if eta.shape[1] == P:
@@ -80,8 +80,8 @@ def _without_S0(mode: Population, P: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _em(
-    Lambda: np.ndarray, eta: np.ndarray, mode: Population, shift: np.ndarray, scale: np.ndarray
-) -> Second:
+    Lambda: np.ndarray, eta: np.ndarray, mode: PopulationMode, shift: np.ndarray, scale: np.ndarray
+) -> MixtureStart:
     """Mean, covariance, share and shift from a first shift."""
     mu, Sigma, share, V, (a, b) = mode.mean, mode.covariance, FIRST_SHARE, len(eta), SECOND_SHAPES
     evidence = -np.inf
@@ -104,4 +104,4 @@ def _em(
         for weight, from_mean in ((1 - r, means[0] - mu), (r, means[1] - mu - shift)):
             scatter = scatter + (weight * from_mean).T @ from_mean
         Sigma = scatter / (V + SPREAD_WEIGHT)
-    return Second(mu, Sigma, share, shift, float(evidence))
+    return MixtureStart(mu, Sigma, share, shift, float(evidence))

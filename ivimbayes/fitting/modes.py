@@ -20,7 +20,7 @@ SPREAD_WEIGHT = 4.0  # pseudo-voxels that hold the spread near its prior scale w
 
 
 @dataclass(frozen=True)
-class Population:
+class PopulationMode:
     """A mode of a region's population, with the Gaussian approximation of each voxel's likelihood there.
 
     Attributes
@@ -148,10 +148,10 @@ def population_mode(
     averages: np.ndarray,
     b: np.ndarray,
     prior: TissuePrior,
-    start: "Population | np.ndarray | None" = None,
+    start: "PopulationMode | np.ndarray | None" = None,
     model: str = "biexponential",
     noise: str = "gaussian",
-) -> Population:
+) -> PopulationMode:
     """Mode of a region's population by alternating voxel modes and moments (Laplace-EM).
 
     Parameters
@@ -160,7 +160,7 @@ def population_mode(
         As in `voxel_modes`.
     prior : TissuePrior
         Prior of the population's mean and spread.
-    start : Population or ndarray (parameter,), optional
+    start : PopulationMode or ndarray (parameter,), optional
         Mode or mean of theta to start from; different starts may end in different modes.
     noise : str
         A name in `NOISES`. Where S0 is not integrated out, ``precision`` and ``shift`` have it as their last
@@ -168,7 +168,7 @@ def population_mode(
 
     Returns
     -------
-    Population
+    PopulationMode
 
     Notes
     -----
@@ -181,7 +181,7 @@ def population_mode(
     centre, width, spread = prior.theta(model)
     marginal = NOISES[noise].marginal
     W = np.diag(width**2)
-    if isinstance(start, Population):
+    if isinstance(start, PopulationMode):
         mu, Sigma, sigma = start.mean, start.covariance, start.sigma
     else:
         mu = centre.copy() if start is None else np.asarray(start, float)
@@ -190,7 +190,7 @@ def population_mode(
     theta = np.tile(mu, (V, 1))
     if V == 1:
         mu, Sigma = centre, W
-    best: Population | None = None
+    best: PopulationMode | None = None
     data = _Complete(signal, averages, averages, 0.0, 1.0)
     for _ in range(POPULATION_STEPS):
         theta, precision, S0, square = voxel_modes(
@@ -215,7 +215,7 @@ def population_mode(
             found = precision, np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
             if not marginal:
                 found = _with_S0(completed, b, theta, S0, sigma, d @ inverse, model)
-            best = Population(mu, Sigma, sigma, theta, *found, S0, float(log_evidence))
+            best = PopulationMode(mu, Sigma, sigma, theta, *found, S0, float(log_evidence))
         before, sigma_before = mu, sigma
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
         if not marginal:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from ivimbayes.fitting.density import Array
-from ivimbayes.fitting.modes import Population
+from ivimbayes.fitting.modes import PopulationMode
 from ivimbayes.models.correlation import beta_shapes
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
@@ -22,12 +21,13 @@ from ivimbayes.models.spec import (
     ModelSpec,
     sigma_scale,
 )
+from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import allocating_jit
 from ivimbayes.numerics.noise import NOISE_KINDS
 from ivimbayes.numerics.signals import Form, form_of
 from ivimbayes.numerics.steps import B_DIGITS, step_table
 
-LANES = 128  # at most; a multiple of 4
+BLOCK = 128  # at most; a multiple of 4
 
 
 LN_2PI = math.log(2 * math.pi)
@@ -36,11 +36,11 @@ LN_2PI = math.log(2 * math.pi)
 GAUSSIAN, RICIAN, STUDENT_T = (NOISE_KINDS.index(kind) for kind in ("gaussian", "rician", "student_t"))
 
 
-class Region(NamedTuple):
+class PackedRegion(NamedTuple):
     """Data of one region as the density takes them: views of one block of numbers.
 
     Measurements are sorted by b. With Gaussian noise those at one b are merged: their mean, and what is
-    ``within``, their sum of squares about it. B blocks of `LANES` voxels, M measurements after merging, P
+    ``within``, their sum of squares about it. B blocks of `BLOCK` voxels, M measurements after merging, P
     parameters, Q latent.
 
     Attributes
@@ -76,13 +76,13 @@ class Region(NamedTuple):
         first rows, it is no such sum.
     voxels : int
         Number of voxels.
-    signal, root : ndarray (B, M, LANES)
+    signal, root : ndarray (B, M, BLOCK)
         Mean signal at each b times ``root``, the square root of the number of images averaged into it.
-    within, present : ndarray (B, LANES)
+    within, present : ndarray (B, BLOCK)
         Weighted sum of squares within the b values; 1 for a voxel, 0 for a filler.
-    precision : ndarray (B, Q, Q, LANES)
+    precision : ndarray (B, Q, Q, BLOCK)
         Lambda of `Informed`.
-    shift : ndarray (B, Q, LANES)
+    shift : ndarray (B, Q, BLOCK)
         Eta of `Informed`.
     """
 
@@ -113,7 +113,7 @@ class Region(NamedTuple):
     shift: Array
 
 
-HEAD = 17  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and the six numbers after it in `Region`
+HEAD = 17  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and six more of `PackedRegion`
 
 
 def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel") -> Array:
@@ -133,7 +133,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     P, n = len(data["centre"]), data["averages"]
     b, mean, weight, within = _sorted(data, marginal)
     step, steps = step_table(b)
-    lanes = 4 * math.ceil(V / math.ceil(V / LANES) / 4)
+    lanes = 4 * math.ceil(V / math.ceil(V / BLOCK) / 4)
     pooled, heavy = level == "voxel", level == "voxel" and spec.population == "student_t"
     shapes = beta_shapes(spec.eta, P)
     head = [
@@ -146,7 +146,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     parts = [
         np.array(head, float), np.array([S0_MEAN, S0_MEAN_SD, S0_SD if pooled else S0_MEAN_SD]),
         data["centre"], data["width"], data["spread"], shapes, b, step, steps,
-        *(_in_lanes(values, lanes) for values in by_voxel),
+        *(to_blocks(values, lanes) for values in by_voxel),
     ]  # fmt: skip
     block = np.concatenate([part.ravel() for part in parts])
     block[0] = block.size
@@ -196,7 +196,7 @@ def _constant(data: Mapping[str, Array], spec: ModelSpec, pooled: bool, heavy: b
     return total
 
 
-def _in_lanes(values: Array, lanes: int) -> Array:
+def to_blocks(values: Array, lanes: int) -> Array:
     """(voxel, ...) to (block, ..., lane), filled with zeros."""
     blocks = -(-len(values) // lanes)
     filled = np.zeros((blocks * lanes, *values.shape[1:]))
@@ -205,7 +205,7 @@ def _in_lanes(values: Array, lanes: int) -> Array:
 
 
 @allocating_jit
-def _unpack(block):
+def unpack(block):
     """Make views of the parts of a block from `pack_region`."""
     lanes, V, P, M, S = int(block[1]), int(block[2]), int(block[3]), int(block[4]), int(block[5])
     Q = int(block[6])
@@ -218,7 +218,7 @@ def _unpack(block):
     o5 = o4 + 2 * B * lanes
     o6 = o5 + B * Q * Q * lanes
     n = B * M * lanes
-    return Region(
+    return PackedRegion(
         Form(int(block[8]), int(block[9]), int(block[10])),
         int(block[7]),
         block[11],
@@ -254,7 +254,7 @@ def coordinates(block: Array) -> int:
 
 
 def model_data(
-    voxels: xr.Dataset, spec: ModelSpec, population: Population, scale: float
+    voxels: xr.Dataset, spec: ModelSpec, population: PopulationMode, scale: float
 ) -> dict[str, np.ndarray]:
     """Arrays of one region that its model takes.
 
@@ -264,7 +264,7 @@ def model_data(
         From `choose_voxels`: ``signal`` and ``averages`` (voxel, measurement), ``b`` (measurement).
     spec : ModelSpec
         Model with the region's prior.
-    population : Population
+    population : PopulationMode
         Where the likelihood of each voxel is approximated; changes the sampling space, not the model.
     scale : float
         Signals are divided by this.

@@ -42,7 +42,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FitPlan:
     """What a fit samples: voxels and prior of each region, the model, and the chains' settings."""
 
     chosen: Mapping[str, xr.Dataset]
@@ -61,7 +61,7 @@ def plan_fit(
     voxels_per_roi: int | None = VOXELS_PER_ROI,
     downsample: int | Sequence[int] = 1,
     level: str = "voxel",
-) -> Plan:
+) -> FitPlan:
     """Choose the voxels of a fit and the priors of its regions; what cannot be fitted is refused here.
 
     Parameters and errors are those of `fit`.
@@ -76,7 +76,7 @@ def plan_fit(
         raise InputError(
             "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
         )
-    return Plan(chosen, spec, assigned, settings)
+    return FitPlan(chosen, spec, assigned, settings)
 
 
 LEAST = 50  # draws of a chain that are of use

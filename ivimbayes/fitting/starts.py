@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ivimbayes.fitting.mixture import Second, find_second
-from ivimbayes.fitting.modes import Population, population_mode
+from ivimbayes.fitting.mixture import MixtureStart, find_mixture_starts
+from ivimbayes.fitting.modes import PopulationMode, population_mode
 from ivimbayes.fitting.packing import model_data, pack_region
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec
 
 STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
     "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
@@ -28,9 +28,9 @@ class RegionTask:
     voxels: xr.Dataset
     spec: ModelSpec
     scale: float
-    starts: tuple[Population, ...]
+    starts: tuple[PopulationMode, ...]
     block: np.ndarray
-    seconds: tuple[Second, ...] = ()
+    seconds: tuple[MixtureStart, ...] = ()
 
     @property
     def level(self) -> str:
@@ -43,11 +43,11 @@ def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float)
     starts = _starts(voxels, spec, scale)
     block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
     mixed = spec.population == "mixture" and voxels.attrs["level"] == "voxel"
-    seconds = find_second(starts[0], spec) if mixed else ()
+    seconds = find_mixture_starts(starts[0], spec) if mixed else ()
     return RegionTask(name, voxels, spec, scale, starts, block, seconds)
 
 
-def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Population, ...]:
+def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[PopulationMode, ...]:
     """Modes of the population that dispersed starting points lead to, the best first.
 
     They are sought on a part of the voxels. Modes that differ are refined on all voxels and kept where their
@@ -56,7 +56,7 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     """
     signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
     part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
-    prior, found = spec.prior.theta(spec.signal), list[Population]()
+    prior, found = spec.prior.theta(spec.signal), list[PopulationMode]()
     offsets = np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T
     for offset in offsets if SIGNALS[spec.signal].kurtosis else offsets[:-1]:
         start = prior.centre + offset * prior.width
@@ -74,6 +74,43 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
 
 
 def _mode(
-    signal: np.ndarray, averages: np.ndarray, b: np.ndarray, spec: ModelSpec, start: Population | np.ndarray
-) -> Population:
+    signal: np.ndarray,
+    averages: np.ndarray,
+    b: np.ndarray,
+    spec: ModelSpec,
+    start: PopulationMode | np.ndarray,
+) -> PopulationMode:
     return population_mode(signal, averages, b, spec.prior, start, spec.signal, spec.noise)
+
+
+def start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.ndarray:
+    """Unconstrained starting point of a chain, near one of the region's modes."""
+    mode, best = task.starts[chain % len(task.starts)], task.starts[0]
+    sd = np.sqrt(np.diag(mode.covariance))
+    z = 0.5 * rng.standard_normal(best.shift.shape)
+    ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
+    if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
+        P, Q = len(sd), best.shift.shape[1]
+        precision = np.diag([*np.ones(P), *np.full(Q - P, 1 / S0_MEAN_SD**2)])
+        precision[:P, :P] = np.linalg.inv(mode.covariance)
+        A = precision + best.precision[0]
+        mean, location = np.append(mode.mean, S0_MEAN)[:Q], np.append(mode.location, mode.S0[0])[:Q]
+        centre = np.linalg.solve(A, precision @ mean + best.shift[0])
+        z = z + np.linalg.cholesky(A).T @ (location - centre)
+        return np.concatenate([[ln_sigma], z.ravel()])
+    centre, second = mode.mean, np.zeros(0)
+    if task.seconds:  # one of these instead of the mode, whose spread holds both populations
+        found = task.seconds[chain % len(task.seconds)]
+        centre, sd = found.mean, np.sqrt(np.diag(found.covariance))
+        logit = np.log(found.share / (1 - found.share)) + 0.3 * rng.standard_normal()
+        second = np.append(logit, found.shift / sd + 0.5 * rng.standard_normal(len(sd)))
+    return np.concatenate(
+        [
+            centre + 2 * sd / np.sqrt(len(mode.S0)) * rng.standard_normal(len(sd)),
+            np.log(sd) + 0.3 * rng.standard_normal(len(sd)),
+            0.3 * rng.standard_normal(len(sd) * (len(sd) - 1) // 2),
+            [np.mean(mode.S0), np.log(np.std(mode.S0) + 0.02), ln_sigma],
+            second,
+            z.ravel(),
+        ]
+    )

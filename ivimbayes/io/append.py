@@ -19,7 +19,7 @@ GROWING = ("roi", "voxel")  # dimensions along which regions are joined
 CHUNK = {"roi": 1, "voxel": 8}  # regions and voxels in a chunk: a region is read by itself
 
 
-class Disk(io.FileIO):
+class SurvivingFile(io.FileIO):
     """A file for HDF5, which does not outlive a write that fails: it is told of none.
 
     From the first that failed on, what is written is held in memory, and read from there.
@@ -114,7 +114,7 @@ def _write(
     stop: threading.Event,
 ) -> None:
     at = dict.fromkeys(GROWING, 0)
-    with Disk(path) as disk:
+    with SurvivingFile(path) as disk:
         with ExitStack() as opened:
             file: Any = None
             for region in regions:

@@ -19,7 +19,7 @@ from ivimbayes.least_squares.solver import (
     REFINED,
     SEGMENTED,
     STATUS,
-    Protocol,
+    Acquisition,
     make_protocol,
     make_work,
 )
@@ -233,7 +233,7 @@ def _fit(
 
 
 def _fit_chunk(
-    signal: np.ndarray, lowest: float, method: int, protocol: Protocol
+    signal: np.ndarray, lowest: float, method: int, protocol: Acquisition
 ) -> tuple[np.ndarray, np.ndarray]:
     out, status = np.empty((len(signal), 2 * len(FITTED))), np.empty(len(signal), np.uint8)
     fit_voxels(signal, lowest, method, protocol, make_work(len(protocol.b)), out, status)

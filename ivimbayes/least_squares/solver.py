@@ -42,7 +42,7 @@ SINGULAR = 1e-12
 FLAGS = ("free", "open")
 
 
-class Protocol(NamedTuple):
+class Acquisition(NamedTuple):
     """What the fits of all voxels share.
 
     Attributes
@@ -99,13 +99,13 @@ class Work(NamedTuple):
     pull: Array
 
 
-def make_protocol(b: Array, averages: Array, threshold: float, low: Array, high: Array) -> Protocol:
+def make_protocol(b: Array, averages: Array, threshold: float, low: Array, high: Array) -> Acquisition:
     """Sort and merge the b values of a scan, shape (K,); bounds of S0, f, D and D*."""
     distinct, place = np.unique(np.asarray(b, float).round(B_DIGITS), return_inverse=True)
     averages = np.asarray(averages, float)
     grid = np.geomspace(max(low[FAST], min(GRID_LOW, 0.5 * high[FAST])), high[FAST], GRID)
     step, table = step_table(distinct)
-    return Protocol(
+    return Acquisition(
         distinct, np.bincount(place, averages), step.astype(int), table[0].copy(),
         np.ascontiguousarray(table[1:].astype(int)), place, averages,
         int(np.searchsorted(distinct, threshold, side="right")),
@@ -120,14 +120,14 @@ def make_work(n: int) -> Work:
 
 
 @jit
-def _copy(source, target):
+def copy_values(source, target):
     """Copy the parameters."""
     for p in range(4):
         target[p] = source[p]
 
 
 @jit
-def _residual_square(x, first, y, protocol, work):
+def residual_square(x, first, y, protocol, work):
     """Weighted squared residuals from one b value on; the exponentials of both compartments stay in work."""
     power, part, pairs, n = work.power, work.part, protocol.pairs, protocol.b.size
     for k in range(protocol.steps.size):
@@ -147,7 +147,7 @@ def _residual_square(x, first, y, protocol, work):
 
 
 @jit
-def _fill_column(x, j, protocol, work):
+def fill_column(x, j, protocol, work):
     """Set column to the derivatives of the signal at one b value."""
     slow, fast, b = work.power[j], work.power[protocol.b.size + j], protocol.b[j]
     work.column[S0] = x[F] * fast + (1 - x[F]) * slow
@@ -157,7 +157,7 @@ def _fill_column(x, j, protocol, work):
 
 
 @jit
-def _normal_equations(x, first, y, curved, protocol, work):
+def normal_equations(x, first, y, curved, protocol, work):
     """Set the gradient to J'Wr, scale to the diagonal of J'WJ, and H to J'WJ or, curved, to half the Hessian.
 
     From the exponentials s (slow) and q (fast) in work: sums of b^n times ss, sq, qq, rs and rq, weighted.
@@ -202,7 +202,7 @@ def _normal_equations(x, first, y, curved, protocol, work):
 
 
 @jit
-def _factor(use, damping, work):
+def factorise(use, damping, work):
     """Set L to the Cholesky factor of H + damping scale over the parameters in use; False if singular."""
     H, L = work.H, work.L
     for p in range(4):
@@ -223,7 +223,7 @@ def _factor(use, damping, work):
 
 
 @jit
-def _solve(use, right, work, out):
+def solve_factored(use, right, work, out):
     """Solve L L' out = right over the parameters in use; others are 0."""
     L = work.L
     for p in range(4):
@@ -239,7 +239,7 @@ def _solve(use, right, work, out):
 
 
 @jit
-def _levenberg_marquardt(x, first, y, protocol, work):
+def levenberg_marquardt(x, first, y, protocol, work):
     """Fit the free parameters in place, within their bounds and D* > D: squared residual, and convergence.
 
     Parameters at a bound that the gradient pushes out are held for the step. A step that would take D* - D
@@ -247,12 +247,12 @@ def _levenberg_marquardt(x, first, y, protocol, work):
     """
     low, high, g, scale = protocol.low, protocol.high, work.gradient, work.scale
     step, trial = work.step, work.trial
-    square, exact = _residual_square(x, first, y, protocol, work), 0.0
+    square, exact = residual_square(x, first, y, protocol, work), 0.0
     for j in range(first, y.size):
         exact += EXACT * protocol.weight[j] * y[j] * y[j]
     damping = 1e-3
     for _ in range(STEPS):
-        _normal_equations(x, first, y, True, protocol, work)
+        normal_equations(x, first, y, True, protocol, work)
         slope = 0.0
         for p in range(4):
             pushed_out = (x[p] <= low[p] and g[p] <= 0) or (x[p] >= high[p] and g[p] >= 0)
@@ -264,10 +264,10 @@ def _levenberg_marquardt(x, first, y, protocol, work):
         while True:
             if not damping < STUCK:
                 return square, False
-            if not _factor(work.open, damping, work):
+            if not factorise(work.open, damping, work):
                 damping *= 10
                 continue
-            _solve(work.open, g, work, step)
+            solve_factored(work.open, g, work, step)
             gain = 0.0
             for p in range(4):
                 gain += step[p] * (g[p] + damping * scale[p] * step[p])
@@ -279,10 +279,10 @@ def _levenberg_marquardt(x, first, y, protocol, work):
                 part = 0.9 * gap / (gap - new_gap)
                 for p in range(4):
                     trial[p] = x[p] + part * (trial[p] - x[p])
-            value = _residual_square(trial, first, y, protocol, work)
+            value = residual_square(trial, first, y, protocol, work)
             if value < square:
                 break
             damping *= 10
-        _copy(trial, x)
+        copy_values(trial, x)
         square, damping = value, max(damping / 10, 1e-9)
     return square, False

@@ -19,13 +19,13 @@ from ivimbayes.least_squares.solver import (
     SAME,
     D,
     F,
-    _copy,
-    _factor,
-    _fill_column,
-    _levenberg_marquardt,
-    _normal_equations,
-    _residual_square,
-    _solve,
+    copy_values,
+    factorise,
+    fill_column,
+    levenberg_marquardt,
+    normal_equations,
+    residual_square,
+    solve_factored,
 )
 from ivimbayes.numerics.jit import jit
 
@@ -60,7 +60,7 @@ def _start_fast(x, ks, y, protocol, work):
     """Set S0, f and D* to the best of some D* of the grid, D as it is."""
     n, w, fast, power = protocol.b.size, protocol.weight, protocol.fast, work.power
     x[FAST] = GONE
-    _residual_square(x, 0, y, protocol, work)
+    residual_square(x, 0, y, protocol, work)
     ss = sy = most = 0.0
     for j in range(n):
         ss += w[j] * power[j] * power[j]
@@ -88,7 +88,7 @@ def _fit(x, S0_free, f_free, D_free, fast_free, first, y, protocol, work):
     """Fit the parameters named, from a b value on."""
     free = work.free
     free[S0], free[F], free[D], free[FAST] = S0_free, f_free, D_free, fast_free
-    return _levenberg_marquardt(x, first, y, protocol, work)
+    return levenberg_marquardt(x, first, y, protocol, work)
 
 
 # ---------------------------------------------------------------- one voxel
@@ -101,7 +101,7 @@ def _settle(x, square, fitted, lone, lone_square, y, protocol):
     for j in range(y.size):
         rounding += 100 * EXACT * protocol.weight[j] * y[j] * y[j]
     if protocol.low[F] <= 0 and lone_square <= (1 + SAME) * square + rounding:
-        _copy(lone, x)
+        copy_values(lone, x)
         return lone_square, True
     return square, fitted
 
@@ -114,12 +114,12 @@ def _fast_step(x, y, protocol, work):
     square, fitted = _fit(x, True, True, False, True, 0, y, protocol, work)
     lone, total, ss = work.other, 0.0, 0.0
     lone[S0], lone[F], lone[D], lone[FAST] = 0.0, 0.0, x[D], GONE
-    _residual_square(lone, 0, y, protocol, work)
+    residual_square(lone, 0, y, protocol, work)
     for j in range(y.size):
         ss += protocol.weight[j] * work.power[j] ** 2
         total += protocol.weight[j] * work.power[j] * y[j]
     lone[S0] = max(total, 0.0) / ss
-    lone_square = _residual_square(lone, 0, y, protocol, work)
+    lone_square = residual_square(lone, 0, y, protocol, work)
     return _settle(x, square, fitted, lone, lone_square, y, protocol)
 
 
@@ -148,7 +148,7 @@ def _tie(x, tail, protocol, work):
     """
     for p in range(4):
         work.column[p] = work.H[p, D] if work.free[p] else 0.0
-    _solve(work.free, work.column, work, work.bend)
+    solve_factored(work.free, work.column, work, work.bend)
     work.pull[:] = 0.0
     if not tail:
         return 0.0
@@ -179,7 +179,7 @@ def _segmented(x, refine, y, protocol, work):
         return A, square, fitted and slow_fitted
     low, high = protocol.low[D], protocol.high[D]
     for _ in range(PASSES):
-        _residual_square(x, 0, y, protocol, work)
+        residual_square(x, 0, y, protocol, work)
         for j in range(first, n):
             target[j] = y[j] - x[S0] * x[F] * work.power[n + j]
         slow[S0], slow[F], slow[D], slow[FAST] = A, 0.0, x[D], GONE
@@ -194,10 +194,10 @@ def _segmented(x, refine, y, protocol, work):
         else:
             high = x[D]
         _lead(A, slow[D], protocol, work)
-        _residual_square(x, 0, y, protocol, work)
-        _normal_equations(x, 0, y, False, protocol, work)
+        residual_square(x, 0, y, protocol, work)
+        normal_equations(x, 0, y, False, protocol, work)
         work.free[S0], work.free[F], work.free[D], work.free[FAST] = True, x[F] > 0, False, x[F] > 0
-        slope = _tie(x, True, protocol, work) if _factor(work.free, 0.0, work) else 0.0
+        slope = _tie(x, True, protocol, work) if factorise(work.free, 0.0, work) else 0.0
         x[D] += change / (1 - slope)
         if not low < x[D] < high:
             x[D] = 0.5 * (low + high)
@@ -228,7 +228,7 @@ def _full(x, y, protocol, work):
         other[F] = min(max(other[F], protocol.low[F]), protocol.high[F])
         again, again_fitted = _fit(other, True, True, True, True, 0, y, protocol, work)
         if again_fitted and (again < square or not fitted):
-            _copy(other, x)
+            copy_values(other, x)
             square, fitted = again, True
     return _settle(x, square, fitted, lone, lone_square, y, protocol)
 
@@ -243,7 +243,7 @@ def _at_end(p, x, protocol):
 def _judge(x, protocol, work, out):
     """Status of a fit that has converged, the free parameters in work; NaN in out for what means nothing."""
     free = work.free
-    _copy(x, out)
+    copy_values(x, out)
     free[S0] = x[S0] > 0
     for p in range(1, 4):
         free[p] = not _at_end(p, x, protocol)
@@ -281,22 +281,22 @@ def _add_errors(x, A, square, count, method, y, protocol, work, out):
     if two_steps:
         _lead(A, x[D], protocol, work)
     free[D] = free[D] and method == FULL
-    _residual_square(x, 0, y, protocol, work)
-    _normal_equations(x, 0, y, False, protocol, work)
-    known = _factor(free, 0.0, work)
+    residual_square(x, 0, y, protocol, work)
+    normal_equations(x, 0, y, False, protocol, work)
+    known = factorise(free, 0.0, work)
     if not known:
         if free[FAST]:
             free[FAST] = False
             out[FAST], used = np.nan, used - 1
-        if not _factor(free, 0.0, work):
+        if not factorise(free, 0.0, work):
             return False
     if count <= used:
         return known
     slope = _tie(x, method == REFINED and two_steps, protocol, work)
     total[:] = 0.0
     for j in range(y.size):
-        _fill_column(x, j, protocol, work)
-        _solve(free, work.column, work, change)
+        fill_column(x, j, protocol, work)
+        solve_factored(free, work.column, work, change)
         D_change = work.lead[j] / protocol.weight[j]
         for p in range(4):
             D_change -= work.pull[p] * change[p]

@@ -10,8 +10,8 @@ from scipy.stats import chi2
 
 from ivimbayes.io.digest import code_digest
 from ivimbayes.maps.files import NAMES
-from ivimbayes.maps.populations import Population
-from ivimbayes.voxelwise.draws import Draws, make_draws
+from ivimbayes.maps.populations import PopulationDraws
+from ivimbayes.voxelwise.draws import PopulationBlock, make_draws
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.posterior import (
     COLUMNS,
@@ -36,7 +36,7 @@ class Task:
 
     b: np.ndarray
     averages: np.ndarray
-    populations: Mapping[int, Population]
+    populations: Mapping[int, PopulationDraws]
     shape: tuple[int, ...]
     noise: str
     real_valued: bool
@@ -47,10 +47,10 @@ class Task:
     seed: int
 
     @cached_property
-    def _lanes(self) -> dict[int, tuple[float, Draws, Draws, Draws]]:
+    def _lanes(self) -> dict[int, tuple[float, PopulationBlock, PopulationBlock, PopulationBlock]]:
         return {}
 
-    def lanes(self, label: int) -> tuple[float, Draws, Draws, Draws]:
+    def lanes(self, label: int) -> tuple[float, PopulationBlock, PopulationBlock, PopulationBlock]:
         """Scale of a label's signals; its population in lanes for the first pass, few, for the second."""
         if label not in self._lanes:
             p = self.populations[label]
@@ -152,7 +152,7 @@ def _voxels(signal: np.ndarray, where: np.ndarray, label: int, task: Task) -> tu
     return out, kept
 
 
-def _own(signal: np.ndarray, where: np.ndarray, population: Population) -> np.ndarray:
+def _own(signal: np.ndarray, where: np.ndarray, population: PopulationDraws) -> np.ndarray:
     """Whether each voxel was among those fitted, at the same place with the same signals."""
     own = np.zeros(len(signal), bool)
     if len(population.own) and population.own_signal.shape[1] == signal.shape[1]:
@@ -168,7 +168,7 @@ def _fill(
     here: tuple[np.ndarray, ...],
     out: np.ndarray,
     kept: np.ndarray,
-    population: Population,
+    population: PopulationDraws,
     task: Task,
 ) -> None:
     """Put the kernel's columns into the maps, and judge them."""

@@ -10,7 +10,7 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.maps.blocks import Task, map_block
-from ivimbayes.maps.populations import Population
+from ivimbayes.maps.populations import PopulationDraws
 from ivimbayes.maps.stores import MapStore
 from ivimbayes.progress import MapProgress
 from ivimbayes.voxelwise.workspace import WIDTH
@@ -23,7 +23,7 @@ Block = tuple[slice, slice, slice]
 def compile_kernel(noise: str) -> None:
     """Compile the kernel, or load it, before threads ask for it."""
     one, identity = np.ones(2), np.stack([np.eye(3)] * 2)
-    small = Population(
+    small = PopulationDraws(
         ("",),
         np.zeros((2, 3)),
         identity,

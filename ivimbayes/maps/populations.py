@@ -22,7 +22,7 @@ POPULATION_DRAWS = 4096
 
 
 @dataclass(frozen=True)
-class Population:
+class PopulationDraws:
     """Draws of a population, as the voxels of a label need them, in signal units.
 
     Attributes
@@ -64,7 +64,7 @@ class Population:
         return np.array([*(np.var(v) for v in values), np.var(self.S0) + np.mean(self.S0_sd**2)])
 
 
-def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population]:
+def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, PopulationDraws]:
     """Find the population of each label of the scan."""
     spec = ModelSpec.from_json(fit.attrs["spec"])
     posterior = fit["posterior"].to_dataset()
@@ -90,7 +90,7 @@ def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population
         shrink = (spec.nu - 2) / spec.nu if spec.population == "student_t" else 1.0  # of covariance to scale
         drawn = _pool([_population(fit, posterior, roi) for roi in chosen], shrink)
         worst = max((verdicts[r] for r in chosen), key=("converged", "doubtful", "failed").index)
-        result[label] = Population(
+        result[label] = PopulationDraws(
             names=tuple(chosen),
             **drawn,
             nu=spec.nu if spec.population == "student_t" else 0.0,

@@ -172,14 +172,14 @@ def volume_fraction[F: (float, np.ndarray, xr.DataArray)](
     0.084
     """
     times = {"T2_blood": T2_blood, "T2_tissue": T2_tissue, "T1_blood": T1_blood, "T1_tissue": T1_tissue}
-    known = _checked(TE, TR, times, seed)
+    known = checked_times(TE, TR, times, seed)
     if isinstance(f, xr.DataArray):
         given = f
     else:
         values = np.asarray(f, float)
         draws: tuple[str, ...] = SAMPLES if values.ndim > 1 else SAMPLES[1:]
         given = xr.DataArray(values, dims=[*draws, *(f"axis_{i}" for i in range(2, 64))][: values.ndim])
-    volume = _volume(given, _log_weight(TE, TR, known, _sizes(given), seed)).transpose(*given.dims)
+    volume = volume_of(given, log_weight(TE, TR, known, drawn_sizes(given), seed)).transpose(*given.dims)
     if isinstance(f, xr.DataArray):
         volume.attrs = dict(ATTRS)
         return volume.rename(f.name)
@@ -188,20 +188,21 @@ def volume_fraction[F: (float, np.ndarray, xr.DataArray)](
     return float(volume)
 
 
-def _sizes(f: xr.DataArray) -> dict[str, int]:
+def drawn_sizes(f: xr.DataArray) -> dict[str, int]:
+    """Sizes of the dims over which relaxation times are drawn."""
     return {str(dim): f.sizes[dim] for dim in SAMPLES if dim in f.dims}
 
 
-def _checked(
+def checked_times(
     TE: float, TR: float | None, times: Mapping[str, Any], seed: int
 ) -> dict[str, tuple[float, float]]:
     """Check all times; return those that are used, as mean and standard deviation (ms)."""
-    _time("TE", TE, LEAST["TE"])
+    one_time("TE", TE, LEAST["TE"])
     T1 = [name for name in ("T1_blood", "T1_tissue") if times.get(name) is not None]
     if TR is None and T1:
         raise InputError(f"{T1[0]} is given without TR; give TR in ms too, or leave T1 out")
     if TR is not None:
-        _time("TR", TR, LEAST["TR"])
+        one_time("TR", TR, LEAST["TR"])
         if len(T1) < 2:
             raise InputError("TR is given without T1 of blood and tissue; give both in ms, or leave TR out")
     if isinstance(seed, bool) or int(seed) != seed or seed < 0:
@@ -212,7 +213,7 @@ def _checked(
         pair = tuple(given) if isinstance(given, tuple | list) else (given, 0.0)
         if len(pair) != 2:
             raise InputError(f"{name} = {given!r}; give a number of ms, or mean and standard deviation")
-        mean = _time(name, pair[0], LEAST[name[:2]])
+        mean = one_time(name, pair[0], LEAST[name[:2]])
         try:
             sd = float(pair[1])
         except (TypeError, ValueError):
@@ -223,7 +224,8 @@ def _checked(
     return known
 
 
-def _time(name: str, value: Any, least: float) -> float:
+def one_time(name: str, value: Any, least: float) -> float:
+    """Check one time (ms)."""
     try:
         number = np.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -235,7 +237,7 @@ def _time(name: str, value: Any, least: float) -> float:
     return number
 
 
-def _log_weight(
+def log_weight(
     TE: float,
     TR: float | None,
     known: Mapping[str, tuple[float, float]],
@@ -268,7 +270,7 @@ def _log_normal(mean: float, sd: float, shape: tuple[int, ...], key: tuple[int, 
     return np.asarray(mean * np.exp(np.sqrt(variance) * z - variance / 2))
 
 
-def _volume(f: xr.DataArray, log_weight: xr.DataArray) -> xr.DataArray:
+def volume_of(f: xr.DataArray, log_weight: xr.DataArray) -> xr.DataArray:
     """Subtract in logits, where no exponential can overflow: logit f_volume = logit f - log_weight."""
     values = f.astype(float)
     wrong = values.where((values < 0) | (values > 1))

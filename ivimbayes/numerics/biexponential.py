@@ -107,7 +107,7 @@ def curve_sums(o, n, signal, protocol, value, work):
 
 
 @jit
-def _curves(o, n, protocol, value, work):
+def curves_at_b(o, n, protocol, value, work):
     """Curve at each b, into ``work.curve``."""
     y, slow, fast, curve = work.power, work.slow, work.fast, work.curve
     for w in range(n):

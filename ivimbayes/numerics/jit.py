@@ -15,6 +15,7 @@ array passed into the function as argument". Use `allocating_jit` there.
 """
 
 from collections.abc import Callable
+from pickle import UnpicklingError
 from typing import Any
 
 import numba as nb
@@ -23,12 +24,26 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from ivimbayes.io.digest import code_digest
 
 
+class PackageIndex(IndexDataCacheFile):  # type: ignore[misc, unused-ignore]
+    """Index of a function's machine code.
+
+    numba unpickles an index before it looks at its stamp, and signatures name classes of the package. An index of
+    another state of the code may name a class that is gone; like a damaged one, it counts as empty.
+    """
+
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()
+        except (AttributeError, ImportError, EOFError, TypeError, ValueError, UnpicklingError):
+            return {}
+
+
 class PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]
     """Machine code of one function, valid for one state of the package's code."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = IndexDataCacheFile(self.cache_path, self._impl.filename_base, code_digest())
+        self._cache_file = PackageIndex(self.cache_path, self._impl.filename_base, code_digest())
 
 
 def can_keep() -> bool:

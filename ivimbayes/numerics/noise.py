@@ -18,7 +18,7 @@ TOGETHER = 8  # factors whose logarithm is taken at once
 def gaussian(
     signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
 ):
-    """Gaussian noise with S0 ~ Normal(mean, S0_variance) integrated out, as `ivimbayes.models.noise.gaussian_logp`.
+    """Gaussian noise with S0 ~ Normal(mean, S0_variance) integrated out, as `gaussian_logp`.
 
     Leaves the adjoint of the weighted curve in ``curve_bar``, adds those of mean, variance and S0_variance to
     the rows of ``bars`` and the log-density without its determinant to the last row. ``work`` rows: G, S0

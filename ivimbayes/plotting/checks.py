@@ -31,7 +31,7 @@ from ivimbayes.plotting.style import (
     signal_of,
 )
 from ivimbayes.results.comparison import Comparison
-from ivimbayes.results.leave_one_out import Draws, leave_one_out, smoothed_weights
+from ivimbayes.results.leave_one_out import VoxelDraws, leave_one_out, smoothed_weights
 
 PIT_DRAWS, PIT_VOXELS = 1000, 50  # draws in all, and voxels at a time
 BAND = 0.95
@@ -266,7 +266,7 @@ def leave_one_out_pit(tree: xr.DataTree, roi: str) -> np.ndarray:
     """Probability of a smaller measurement, given the voxel's others, (voxel, measurement)."""
     parts, voxels = [], int(inside(tree, roi).sum())
     for start in range(0, voxels, PIT_VOXELS):
-        draws = Draws.of(tree, roi, PIT_DRAWS, slice(start, start + PIT_VOXELS))
+        draws = VoxelDraws.of(tree, roi, PIT_DRAWS, slice(start, start + PIT_VOXELS))
         density = xr.DataArray(draws.log_predictive(), dims=("chain", "draw", "voxel", "measurement"))
         weights = np.exp(smoothed_weights(density)[0].transpose(*density.dims).values)
         parts.append((weights * draws.cumulative()).sum(axis=(0, 1)))
@@ -379,7 +379,7 @@ def plot_calibration(
 
 
 def _region_values(tree: xr.DataTree, regions: list[str]) -> xr.Dataset:
-    """Draws (chain, draw, region) of what is reported of the regions, in the units shown."""
+    """VoxelDraws (chain, draw, region) of what is reported of the regions, in the units shown."""
     need(tree, "posterior")
     names = (*signal_of(tree).parameters, "sigma")
     data = {n: np.stack([region_draws(tree, n, roi) for roi in regions], axis=-1) for n in names}

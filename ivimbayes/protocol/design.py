@@ -14,7 +14,7 @@ from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import check_protocol, check_values, needed_distinct, recommended_protocol
 from ivimbayes.protocol.precision import (
     VOXELS,
-    Plan,
+    Scenario,
     information,
     make_plan,
     posterior_sd,
@@ -32,7 +32,7 @@ FRESH = 1000  # added to the seed for the final precision: other voxels than tho
 class _Search:
     """A protocol as the sorted indices of its candidates; its criteria, each computed once."""
 
-    def __init__(self, n: int, plan: Plan, candidates: Array, aim: Array, seed: int):
+    def __init__(self, n: int, plan: Scenario, candidates: Array, aim: Array, seed: int):
         self.n, self.plan, self.candidates, self.seed = n, plan, candidates, seed
         self.aim = aim / prior_sd_of(plan)
         rng = np.random.default_rng([seed, 3])
@@ -343,7 +343,7 @@ def _check_candidates(candidates: Sequence[float], b_max: float) -> Array:
     return grid
 
 
-def _weights(minimise: str | Mapping[str, float], plan: Plan) -> dict[str, float]:
+def _weights(minimise: str | Mapping[str, float], plan: Scenario) -> dict[str, float]:
     """Weights by parameter."""
     aim = {minimise: 1.0} if isinstance(minimise, str) else {p: float(w) for p, w in minimise.items()}
     names = plan.model.parameters

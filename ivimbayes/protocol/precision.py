@@ -23,7 +23,7 @@ UNKNOWN = 1e-11  # eigenvalue of a scaled information matrix below which a direc
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scenario:
     """What b values are judged for.
 
     Attributes
@@ -121,7 +121,7 @@ def expected_precision(
     return precision_of(b, weight, plan, draws, seed)
 
 
-def make_plan(tissue: str | TissuePrior, snr: float, signal: str, voxels: int = 1) -> Plan:
+def make_plan(tissue: str | TissuePrior, snr: float, signal: str, voxels: int = 1) -> Scenario:
     """Check what b values are judged for."""
     if signal not in SIGNALS:
         raise InputError(f"signal {signal!r}; accepted are {', '.join(SIGNALS)}")
@@ -130,7 +130,7 @@ def make_plan(tissue: str | TissuePrior, snr: float, signal: str, voxels: int = 
     if voxels < 1:
         raise InputError(f"voxels {voxels}; give 1 or more")
     prior = tissue_prior(tissue) if isinstance(tissue, str) else tissue
-    return Plan(signal, prior, 1 / (snr * voxels**0.5))
+    return Scenario(signal, prior, 1 / (snr * voxels**0.5))
 
 
 def check_averages(averages: Sequence[float] | None, count: int) -> Array:
@@ -143,7 +143,7 @@ def check_averages(averages: Sequence[float] | None, count: int) -> Array:
     return found
 
 
-def precision_of(b: Array, weight: Array, plan: Plan, draws: int, seed: int) -> xr.Dataset:
+def precision_of(b: Array, weight: Array, plan: Scenario, draws: int, seed: int) -> xr.Dataset:
     """Compute what `expected_precision` gives, from checked arguments."""
     names, prior_sd = plan.model.parameters, prior_sd_of(plan)
     sd = posterior_sd(b, weight, plan, draws, seed)
@@ -168,14 +168,14 @@ def precision_of(b: Array, weight: Array, plan: Plan, draws: int, seed: int) -> 
     )  # fmt: skip
 
 
-def prior_sd_of(plan: Plan) -> Array:
+def prior_sd_of(plan: Scenario) -> Array:
     """Compute the standard deviation of each parameter under the prior, (parameter,)."""
     z = norm.ppf(qmc.Sobol(len(plan.centre), seed=1).random(PRIOR_POINTS))
     values = plan.model.values(*(plan.centre + plan.width * z).T)
     return np.array([v.std() for v in values])
 
 
-def information(b: Array, weight: Array, theta: Array, plan: Plan) -> Array:
+def information(b: Array, weight: Array, theta: Array, plan: Scenario) -> Array:
     """Fisher information of (theta, ln S0) in measurements (..., parameter + 1, parameter + 1).
 
     Parameters
@@ -183,14 +183,14 @@ def information(b: Array, weight: Array, theta: Array, plan: Plan) -> Array:
     b, weight : ndarray (measurement,)
         s/mm², and the images averaged.
     theta : ndarray (..., parameter)
-    plan : Plan
+    plan : Scenario
     """
     curve, slope = plan.model.jacobian(b, theta)
     full = np.concatenate([slope, curve[..., None, :]], axis=-2)
     return np.asarray((full * (weight / plan.sigma**2)) @ np.swapaxes(full, -1, -2))
 
 
-def value_slope(theta: Array, plan: Plan) -> Array:
+def value_slope(theta: Array, plan: Scenario) -> Array:
     """Differentiate the parameters' values in theta, (..., value, parameter)."""
     model, P = plan.model, theta.shape[-1]
     values = model.values(*np.moveaxis(theta, -1, 0))
@@ -206,7 +206,7 @@ def value_slope(theta: Array, plan: Plan) -> Array:
     return slope
 
 
-def cramer_rao(b: Array, weight: Array, plan: Plan) -> Array:
+def cramer_rao(b: Array, weight: Array, plan: Scenario) -> Array:
     """Least sd of an unbiased estimate of each parameter at the prior's centre, (parameter,)."""
     P = len(plan.centre)
     F = information(b, weight, plan.centre, plan)
@@ -221,7 +221,9 @@ def cramer_rao(b: Array, weight: Array, plan: Plan) -> Array:
     return np.where(lost, np.inf, np.sqrt(variance))[:P]
 
 
-def posterior_sd(b: Array, weight: Array, plan: Plan, draws: int, seed: int, points: int = POINTS) -> Array:
+def posterior_sd(
+    b: Array, weight: Array, plan: Scenario, draws: int, seed: int, points: int = POINTS
+) -> Array:
     """Posterior sd of the parameters of voxels drawn from the prior, (draws, parameter).
 
     The same `seed` gives the same voxels and the same noise at the m-th distinct b value.
@@ -241,7 +243,7 @@ def posterior_sd(b: Array, weight: Array, plan: Plan, draws: int, seed: int, poi
 
 
 def voxel_moments(
-    signal: Array, b: Array, weight: Array, plan: Plan, start: Array, count: int = POINTS
+    signal: Array, b: Array, weight: Array, plan: Scenario, start: Array, count: int = POINTS
 ) -> tuple[Array, Array, Array]:
     """Posterior of voxels, of known noise and prior, S0 with a flat one.
 
@@ -250,7 +252,7 @@ def voxel_moments(
     signal : ndarray (voxel, measurement)
     b, weight : ndarray (measurement,)
         s/mm², and the images averaged.
-    plan : Plan
+    plan : Scenario
     start : ndarray (voxel, parameter)
         Theta where the search for the mode begins.
     count : int
@@ -294,7 +296,7 @@ def _normal_points(dims: int, count: int) -> Array:
     return np.asarray(norm.ppf(qmc.Sobol(dims, seed=5).random(count)))
 
 
-def find_modes(signal: Array, b: Array, weight: Array, plan: Plan, start: Array) -> tuple[Array, Array]:
+def find_modes(signal: Array, b: Array, weight: Array, plan: Scenario, start: Array) -> tuple[Array, Array]:
     """Find modes of voxels' posteriors by Levenberg-Marquardt: theta, and its covariance there."""
     theta, S0 = start.copy(), (signal * weight).sum(axis=1) / weight.sum()
     inverse = 1 / plan.width**2

@@ -141,7 +141,7 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         chains = measure_chains(mine, constant.sel(roi=roi))
         prior = priors[roi].theta(spec.signal)
         contraction = contraction_of(mine["mu"], prior)
-        modes = find_modes(mine["mu"].values.reshape(-1, len(names)), spec.signal)
+        modes = find_bimodality(mine["mu"].values.reshape(-1, len(names)), spec.signal)
         snr = _snr(mine, take_region(posterior[["S0"]], roi)["S0"], constant, SIGNALS[spec.signal])
         worst = 1.0
         if voxels:
@@ -339,7 +339,7 @@ def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
     return findings
 
 
-def find_modes(mu: np.ndarray, signal: str = "biexponential") -> tuple[Mode, ...]:
+def find_bimodality(mu: np.ndarray, signal: str = "biexponential") -> tuple[Mode, ...]:
     """Two modes of the region's value, if its draws have them.
 
     The draws of theta are split in two (k-means); along the line between the centres their density must fall

@@ -22,7 +22,7 @@ SAMPLES = ("chain", "draw")
 
 
 @dataclass(frozen=True)
-class Draws:
+class VoxelDraws:
     """Posterior draws of some voxels of a region, evenly spaced, with what was measured.
 
     Attributes
@@ -46,7 +46,7 @@ class Draws:
     averages: np.ndarray
 
     @classmethod
-    def of(cls, tree: xr.DataTree, roi: str, draws: int = DRAWS, voxels: slice = slice(None)) -> "Draws":
+    def of(cls, tree: xr.DataTree, roi: str, draws: int = DRAWS, voxels: slice = slice(None)) -> "VoxelDraws":
         """Take at most `draws` of a fit, over all chains, for `voxels` of the region's."""
         spec = ModelSpec.from_json(tree.attrs["spec"])
         posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
@@ -141,7 +141,7 @@ def leave_one_out(tree: xr.DataTree, roi: str) -> az.ELPDData:
     parts = []
     mine = tree["constant_data"].to_dataset()["voxel_roi"].values == roi
     for voxels in _chunks(int(mine.sum())):
-        draws = Draws.of(tree, roi, DRAWS, voxels)
+        draws = VoxelDraws.of(tree, roi, DRAWS, voxels)
         density = xr.DataArray(draws.log_predictive(), dims=(*SAMPLES, "voxel", "measurement"))
         size = density.sizes["chain"] * density.sizes["draw"]
         log_weights, k = smoothed_weights(density)
@@ -173,7 +173,7 @@ def smoothed_weights(density: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]
     Parameters
     ----------
     density : DataArray (chain, draw, voxel, measurement)
-        From `Draws.log_predictive`.
+        From `VoxelDraws.log_predictive`.
 
     Returns
     -------

@@ -15,12 +15,12 @@ from ivimbayes.models.relaxation import (
     LEAST,
     SAMPLES,
     Time,
-    _checked,
-    _log_weight,
-    _sizes,
-    _time,
-    _volume,
+    checked_times,
+    drawn_sizes,
+    log_weight,
+    one_time,
     relaxation_times,
+    volume_of,
 )
 
 HDI = 0.95
@@ -84,7 +84,7 @@ def correct_fraction(
     if tissue and field is None:
         raise InputError("tissue is given without the field strength; give the field in T too")
     for time, value in (("TE", TE), ("TR", TR))[: 1 if TR is None else 2]:
-        _time(time, value, LEAST[time])
+        one_time(time, value, LEAST[time])
     names = _tissues(tree, regions, tissue)
     T2, T1 = _by_region(T2_tissue, regions), _by_region(T1_tissue, regions)
     blood = _chosen("blood", "blood", {"T2": T2_blood, "T1": T1_blood}, wanted, field)
@@ -98,17 +98,19 @@ def correct_fraction(
         try:
             own = _chosen("tissue", names[region], {"T2": T2[region], "T1": T1[region]}, wanted, field)
             parts = {"blood": blood, "tissue": own}
-            known = _checked(TE, TR, {f"{k}_{part}": v[k] for part, v in parts.items() for k in wanted}, seed)
+            known = checked_times(
+                TE, TR, {f"{k}_{part}": v[k] for part, v in parts.items() for k in wanted}, seed
+            )
         except InputError as error:
             raise InputError(f"region {region!r}: {error}") from None
         record["blood"], record["regions"][region] = (
             {k: known[f"{k}_{part}"] for k in wanted} | {"source": v["source"]} for part, v in parts.items()
         )
         stream = streams.setdefault((known["T2_tissue"], known.get("T1_tissue")), len(streams))
-        weight = _log_weight(TE, TR, known, _sizes(f_roi), seed, stream)
+        weight = log_weight(TE, TR, known, drawn_sizes(f_roi), seed, stream)
         inside = voxel_roi == region
-        volume[:, :, inside] = _volume(f.isel(voxel=inside), weight).transpose(*SAMPLES, "voxel").values
-        volume_roi[:, :, i] = _volume(f_roi.isel(roi=i), weight).transpose(*SAMPLES).values
+        volume[:, :, inside] = volume_of(f.isel(voxel=inside), weight).transpose(*SAMPLES, "voxel").values
+        volume_roi[:, :, i] = volume_of(f_roi.isel(roi=i), weight).transpose(*SAMPLES).values
     made = xr.Dataset({"f_volume": volume, "f_volume_roi": volume_roi})
     for name in made.data_vars:
         made[name].attrs = dict(ATTRS)

@@ -6,7 +6,7 @@ from numpy.polynomial import chebyshev
 from scipy.special import i0e
 
 from ivimbayes.numerics.arithmetic import exponential, logarithm, logarithms
-from ivimbayes.numerics.biexponential import _curves, curve_sums, start_products
+from ivimbayes.numerics.biexponential import curve_sums, curves_at_b, start_products
 from ivimbayes.numerics.jit import jit
 from ivimbayes.voxelwise.workspace import WIDTH
 
@@ -162,7 +162,7 @@ def evaluate(count, signal, square, protocol, draws, x, value, given, log_w, wor
         n = min(WIDTH, count - o)
         start_products(x, o, n, protocol, value, work)
         if protocol.rician == 1:
-            _curves(o, n, protocol, value, work)
+            curves_at_b(o, n, protocol, value, work)
             _rician(o, n, x, signal, square, protocol, draws, log_w, value[3], work, 4)
         else:
             curve_sums(o, n, signal, protocol, value, work)

@@ -1,4 +1,4 @@
-"""Draws of a population's posterior, laid out for the kernel."""
+"""PopulationBlock of a population's posterior, laid out for the kernel."""
 
 import math
 from typing import NamedTuple
@@ -8,8 +8,8 @@ import numpy as np
 from ivimbayes.numerics.arithmetic import Array
 
 
-class Draws(NamedTuple):
-    """Draws of a population, one a lane (N), and what they have in common.
+class PopulationBlock(NamedTuple):
+    """PopulationBlock of a population, one a lane (N), and what they have in common.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ def make_draws(
     nu: float = 0.0,
     rician: bool = False,
     seed: int = 0,
-) -> Draws:
+) -> PopulationBlock:
     """Lay draws of a population's posterior into `count` lanes, in random order.
 
     Parameters
@@ -121,7 +121,7 @@ def make_draws(
     inverse = np.stack([precision[:, i, j] for i, j in pairs])
     curves = np.stack([constant - away, *gradient.T, *(-0.5 * inverse[:3]), *-inverse[3:]])
     typical = curves.mean(axis=1)
-    return Draws(
+    return PopulationBlock(
         np.ascontiguousarray(mu.T),
         inverse,
         constant,

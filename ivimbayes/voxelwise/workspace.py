@@ -15,7 +15,7 @@ BINS, TAPS = 64, 32  # of the density of a parameter: bins, half the kernel
 CLASSES = 512  # of weights
 
 
-class Protocol(NamedTuple):
+class Acquisition(NamedTuple):
     """What all voxels of a scan share. M distinct b values, K measurements.
 
     Attributes
@@ -94,7 +94,7 @@ class Work(NamedTuple):
     lone_normaliser: Array
 
 
-def make_work(protocol: Protocol, count: int) -> Work:
+def make_work(protocol: Acquisition, count: int) -> Work:
     """Allocate scratch for `count` draws."""
     M, S = len(protocol.b), protocol.steps.shape[1]
     return Work(
@@ -107,12 +107,12 @@ def make_work(protocol: Protocol, count: int) -> Work:
     )  # fmt: skip
 
 
-def make_protocol(b: Array, averages: Array, rician: bool = False) -> Protocol:
+def make_protocol(b: Array, averages: Array, rician: bool = False) -> Acquisition:
     """Sort and merge the b values of a scan, shape (K,)."""
     distinct, place = np.unique(np.asarray(b, float).round(B_DIGITS), return_inverse=True)
     averages = np.asarray(averages, float)
     step, steps = step_table(distinct)
     weight = np.bincount(place, averages)
-    return Protocol(
+    return Acquisition(
         distinct, weight, step, np.ascontiguousarray(steps), place.astype(float), averages, int(rician)
     )

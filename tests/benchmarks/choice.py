@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 
-from ivimbayes import compare_models, fit
+from ivimbayes import compare_models, fit, simulate
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.results.comparison import Comparison
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 MODELS = ("monoexponential", "simplified", "biexponential")

@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ivimbayes import contrast, fit, fit_cohort, region_estimates, tissue_prior, write_tree
+from ivimbayes import contrast, fit, fit_cohort, region_estimates, simulate, tissue_prior, write_tree
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 MODEL, SNR, VOXELS, PEOPLE = SIGNALS["biexponential"], 40, 20, 20

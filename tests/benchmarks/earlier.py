@@ -83,8 +83,7 @@ def gradient_cost() -> float:
         from ivimbayes.fitting.density import log_density
         from ivimbayes.fitting.modes import population_mode
         from ivimbayes.fitting.packing import coordinates, model_data, pack_region
-    from ivimbayes import ModelSpec, choose_voxels
-    from ivimbayes.simulation import regions as simulate
+    from ivimbayes import ModelSpec, choose_voxels, simulate
 
     scan, _ = simulate(B, 30, voxels=200, seed=5)
     chosen, spec = choose_voxels(scan)["region-1"], ModelSpec()

@@ -9,13 +9,12 @@ import time
 
 import numpy as np
 
-from ivimbayes import ModelSpec, choose_voxels
+from ivimbayes import ModelSpec, choose_voxels, simulate
 from ivimbayes.fitting.density import log_density
 from ivimbayes.fitting.modes import population_mode
 from ivimbayes.fitting.packing import coordinates, model_data, pack_region
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 

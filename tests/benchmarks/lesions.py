@@ -12,12 +12,11 @@ import argparse
 import numpy as np
 import xarray as xr
 
-from ivimbayes import ModelSpec, fit
+from ivimbayes import ModelSpec, fit, simulate
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import POPULATIONS
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 LIVER = (0.23, 1.09e-3, 70e-3)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+import ivimbayes.bids.derivatives
+
 SHORT = {"draws": 100, "tune": 100, "chains": 2, "retry": False, "progress": False}
 
 

@@ -25,10 +25,9 @@ import pymc as pm
 import pytensor.tensor as pt
 import xarray as xr
 
-from ivimbayes import choose_voxels, fit, tissue_prior
-from ivimbayes.fitting import fit as sampling
+from ivimbayes import choose_voxels, fit, simulate, tissue_prior
+from ivimbayes.fitting.sampler import SamplerPool
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 TISSUES = ("liver", "kidney", "pancreas", "spleen")
@@ -111,7 +110,7 @@ def stopwatch(owner: Any, name: str) -> Iterator[list[tuple[float, float]]]:
 
 def run_package(scan: xr.Dataset, seed: int, **options: int) -> tuple[xr.Dataset, dict[str, float]]:
     began = time.perf_counter()
-    with stopwatch(sampling.Running, "run") as spans:
+    with stopwatch(SamplerPool, "run") as spans:
         tree = fit(scan, voxels_per_roi=None, seed=seed, retry=False, progress=False, **options)
     total = time.perf_counter() - began
     first, last = min(s for s, _ in spans), max(e for _, e in spans)

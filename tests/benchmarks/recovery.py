@@ -16,11 +16,10 @@ import arviz as az
 import numpy as np
 import xarray as xr
 
-from ivimbayes import fit
+from ivimbayes import fit, simulate
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 3, 6, 10, 15, 20, 40, 80, 110, 140, 200, 300, 400, 500, 700, 900, 1100)
 VOXELS = 20

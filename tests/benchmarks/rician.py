@@ -13,11 +13,10 @@ import arviz as az
 import numpy as np
 import xarray as xr
 
-from ivimbayes import ModelSpec, fit
+from ivimbayes import ModelSpec, fit, simulate
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.simulation import regions as simulate
 
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 800, 1000)
 SPREAD, VOXELS = (0.2, 0.08, 0.2), 50

@@ -13,9 +13,8 @@ import arviz as az
 import xarray as xr
 from population import B, stopwatch
 
-from ivimbayes import fit, tissue_prior
-from ivimbayes.fitting import fit as sampling
-from ivimbayes.simulation import regions as simulate
+from ivimbayes import fit, simulate, tissue_prior
+from ivimbayes.fitting.sampler import SamplerPool
 
 HYPER = ["mu", "sd", "correlation", "sigma", "S0_roi", "S0_sd"]
 VOXEL = ["f", "D", "D_star", "S0"]
@@ -40,7 +39,7 @@ if __name__ == "__main__":
     for voxels in (50, 100, 200, 500, 1000, 2000, 5000):
         scan, _ = simulate(B, 30, voxels=voxels, prior=prior, seed=3)
         began = time.perf_counter()
-        with stopwatch(sampling.Running, "run") as spans:
+        with stopwatch(SamplerPool, "run") as spans:
             tree = fit(
                 scan,
                 tissue={"*": "liver"},

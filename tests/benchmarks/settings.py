@@ -21,16 +21,17 @@ import nutpie
 import xarray as xr
 from population import TISSUES, B
 
-from ivimbayes import ModelSpec, choose_voxels, read_scan, tissue_prior
-from ivimbayes.fitting import fit as sampling
+from ivimbayes import ModelSpec, choose_voxels, read_scan, simulate, tissue_prior
+from ivimbayes.fitting.density import callbacks
 from ivimbayes.fitting.draws import split_draws
-from ivimbayes.fitting.modes import Population, voxel_modes
+from ivimbayes.fitting.fit import prepare_regions
+from ivimbayes.fitting.modes import PopulationMode, voxel_modes
 from ivimbayes.fitting.packing import model_data, pack_region
-from ivimbayes.fitting.sampler import callbacks
-from ivimbayes.fitting.starts import RegionTask
+from ivimbayes.fitting.plan import DEPTH, DRAWS, MANY_DEPTH, MANY_VOXELS, TARGET_ACCEPT, TUNE
+from ivimbayes.fitting.sampler import sampler_model
+from ivimbayes.fitting.starts import RegionTask, start_point
 from ivimbayes.models.priors import assign_priors
 from ivimbayes.progress import FitProgress
-from ivimbayes.simulation import regions as simulate
 
 CHAINS, HYPER = 4, ("mu", "sd", "partial", "sigma", "S0_roi", "S0_sd")
 DATA = Path(os.environ.get("IVIMBAYES_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -40,7 +41,7 @@ def prepare(scan: xr.Dataset, tissue: str | None = None) -> list[RegionTask]:
     chosen = choose_voxels(scan, voxels_per_roi=None)
     priors = assign_priors(list(chosen), {"*": tissue} if tissue else None)
     with FitProgress(list(chosen), 1, False) as bars:
-        return sampling._prepare(chosen, ModelSpec(), priors, bars)
+        return prepare_regions(chosen, ModelSpec(), priors, bars)
 
 
 def regions() -> list[RegionTask]:
@@ -59,7 +60,7 @@ def regions() -> list[RegionTask]:
     return tasks
 
 
-def laid(task: RegionTask, population: Population) -> RegionTask:
+def laid(task: RegionTask, population: PopulationMode) -> RegionTask:
     """Return the region with its sampling space laid around another approximation."""
     data = model_data(task.voxels, task.spec, population, task.scale)
     return replace(task, block=pack_region(data, task.spec))
@@ -92,15 +93,15 @@ def at_prior(task: RegionTask) -> RegionTask:
 
 def measure(task: RegionTask, **options: object) -> tuple[float, float, int, float, int]:
     """Worst ESS, seconds, gradients, R-hat and divergences."""
-    many = len(task.starts[0].S0) >= sampling.MANY_VOXELS
-    depth = sampling.MANY_DEPTH if many else sampling.DEPTH
-    options = {"tune": sampling.TUNE, "target_accept": 0.8, "maxdepth": depth, **options}
+    many = len(task.starts[0].S0) >= MANY_VOXELS
+    depth = MANY_DEPTH if many else DEPTH
+    options = {"tune": TUNE, "target_accept": 0.8, "maxdepth": depth, **options}
 
     def chain(c: int) -> xr.DataTree:
         seed = np.random.SeedSequence([0, c])
-        start = sampling._start_point(task, c, np.random.default_rng(seed))
+        start = start_point(task, c, np.random.default_rng(seed))
         return nutpie.sample(
-            sampling.sampler_model(task.block, start), chains=1, cores=1, draws=sampling.DRAWS,
+            sampler_model(task.block, start), chains=1, cores=1, draws=DRAWS,
             seed=int(seed.generate_state(1)[0]), progress_bar=False, save_warmup=True, **options,
         )  # fmt: skip
 
@@ -128,7 +129,7 @@ def main() -> None:
     callbacks()
     tasks = regions()
     alternatives = {
-        "as it is, acceptance 0.85": ({"target_accept": sampling.TARGET_ACCEPT}, None),
+        "as it is, acceptance 0.85": ({"target_accept": TARGET_ACCEPT}, None),
         "acceptance 0.8, as in all that follow": ({}, None),
         "non-centred (no data in the space)": ({}, lambda t: scaled(t, 0.0)),
         "precision of the data halved": ({}, lambda t: scaled(t, 0.5)),

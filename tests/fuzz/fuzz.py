@@ -36,7 +36,7 @@ from ivimbayes.bids.app import read_participants
 from ivimbayes.bids.derivatives import read_key, read_summaries, result_file
 from ivimbayes.bids.layout import Run, find_runs
 from ivimbayes.checks.calibration import read_calibration
-from ivimbayes.cli_cohort import read_design_file
+from ivimbayes.cli.cohort import read_design_file
 from ivimbayes.cohorts.contrasts import all_contrasts, read_cohort, scan_table
 from ivimbayes.cohorts.design import read_design
 from ivimbayes.errors import InputError

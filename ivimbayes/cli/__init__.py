@@ -1,0 +1,1 @@
+"""The command line: arguments to functions, results to the terminal. No science."""
