@@ -123,7 +123,7 @@ def test_a_kill_at_any_step_of_putting_in_place(step: int, tmp_path: Path, monke
             killed = False
     assert killed == (step < STEPS)
     assert folder.lock is not None
-    os.close(folder.lock)  # as the system does for a process that is gone
+    folder.lock.release()  # as the system does for a process that is gone
     began = (out / READY).exists() or (out / "summary.tsv").read_text() == "new"
     if (out / READY).exists():
         with pytest.raises(InputError, match="put in place"):
@@ -142,10 +142,55 @@ def test_a_kill_at_any_step_of_putting_in_place(step: int, tmp_path: Path, monke
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, refused: Refused) -> None:
-    pytest.importorskip("fcntl")
     with OutFolder(tmp_path / "out", False, CHECKPOINT):
         refused(lambda: OutFolder(tmp_path / "out", True, STORE).__enter__(), "another run", "--out")
         assert (tmp_path / "out" / LOCK).exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lock_file_that_its_holder_removes_is_opened_again(
+    tmp_path: Path, monkeypatch: Any, refused: Refused
+) -> None:
+    """A run that ends removes the file between another's opening and locking it: that lock would be of no file."""
+    fcntl = pytest.importorskip("fcntl")
+    real, removed = fcntl.flock, []
+
+    def removing(*given: Any) -> None:
+        if not removed:
+            removed.append((tmp_path / LOCK).unlink())
+        real(*given)
+
+    monkeypatch.setattr(fcntl, "flock", removing)
+    with OutFolder(tmp_path, False, CHECKPOINT):
+        assert removed and (tmp_path / LOCK).exists()
+        refused(lambda: OutFolder(tmp_path, True, STORE).__enter__(), "another run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks(number: int, tmp_path: Path, monkeypatch: Any) -> None:
+    def without(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", without)
+    for word in ("old", "new"):
+        with OutFolder(tmp_path / "out", True, CHECKPOINT) as folder:
+            assert (tmp_path / "out" / LOCK).exists()
+            results(folder, word)
+            folder.finish(REPLACED)
+        assert (tmp_path / "out" / "summary.tsv").read_text() == word
+        assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: Any, refused: Refused
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folders.BaseFileLock, "acquire", full)
+    monkeypatch.setattr(Path, "touch", full)
+    refused(lambda: OutFolder(tmp_path / "out", False).__enter__(), "out: cannot be written", "No space left")
     assert not (tmp_path / "out").exists()
 
 

@@ -10,20 +10,12 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ivimbayes.errors import InputError
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # no locks on this system
-    fcntl = None
-
-if TYPE_CHECKING:
-    pass
 
 CHECKPOINT, STORE = ".ivimbayes-regions", ".ivimbayes-maps"  # unfinished work
 NEW, READY, LOCK = ".ivimbayes-new", ".ivimbayes-ready", ".ivimbayes-lock"
@@ -32,6 +24,7 @@ MANIFEST = "manifest.json"
 UNFINISHED = {CHECKPOINT: "ivimbayes fit, demo or calibrate", STORE: "ivimbayes map"}
 RESULTS, MAPS = ("posterior.nc", "summary.tsv", "truth.tsv", "report.html"), "maps"
 EXIT_INTERRUPTED = 130
+LOCK_SECONDS = 0.2  # a run that ends removes its lock file: another may have to open the file once more
 
 
 class OutFolder:
@@ -50,7 +43,7 @@ class OutFolder:
     def __init__(self, path: Path, overwrite: bool, work: str | None = None):
         self.path, self.overwrite, self.work = path, overwrite, work
         self.made: list[Path] = []
-        self.lock: int | None = None
+        self.lock: BaseFileLock | None = None
         self.finished = False
 
     @property
@@ -155,38 +148,29 @@ class OutFolder:
                 shutil.rmtree(path / CHECKPOINT, ignore_errors=True)
             if self.work == STORE and not any((path / STORE / "blocks_done").glob("c/**/*")):
                 shutil.rmtree(path / STORE, ignore_errors=True)
-            if fcntl is None:  # as on Windows, where an open file cannot be removed
-                os.close(self.lock)
-            with suppress(OSError):
-                (path / LOCK).unlink(missing_ok=True)
-            if fcntl is not None:
-                os.close(self.lock)
+            if os.name == "posix":  # while it is held; on Windows filelock removes it
+                with suppress(OSError):
+                    (path / LOCK).unlink(missing_ok=True)
+            self.lock.release()
             self.lock = None
         for made in self.made:
             with suppress(OSError):  # not empty
                 made.rmdir()
 
 
-def _lock(folder: Path) -> int:
-    """Lock a folder for this process; the number of the open lock file."""
+def _lock(folder: Path) -> BaseFileLock:
+    """Lock a folder for this process; on a disk that has no locks, make the lock file only."""
     path = folder / LOCK
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        if fcntl is None:
-            return lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise InputError(
-                f"{folder}: another run of ivimbayes writes there; wait for it, or name another with --out"
-            ) from None
-        except OSError:  # no locks on this disk
-            return lock
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                return lock
-        os.close(lock)  # removed by its holder between the two calls
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise InputError(
+            f"{folder}: another run of ivimbayes writes there; wait for it, or name another with --out"
+        ) from None
+    except OSError:
+        path.touch()  # where this fails too, the folder cannot be written
+    return lock
 
 
 def _entries(new: Path) -> list[str]:
