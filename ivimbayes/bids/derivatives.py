@@ -16,7 +16,7 @@ import xarray as xr
 from ivimbayes.bids.layout import Run, parse_name, read_description
 from ivimbayes.errors import InputError, printable
 from ivimbayes.io.atomic import replacing
-from ivimbayes.io.tables import read_table
+from ivimbayes.io.tables import read_table, write_table
 from ivimbayes.io.text import read_json
 from ivimbayes.maps.files import write_maps
 from ivimbayes.models.signals import SIGNALS
@@ -205,8 +205,7 @@ def write_run(
         path.unlink(missing_ok=True)
     about["Run"] = {"Key": key, **shared, **({"NoMaps": note} if note else {})}
     _write_json(result_file(out, run, spec.signal, "summary.json"), about)
-    with replacing(result_file(out, run, spec.signal, "summary.tsv")) as path:
-        table.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
+    write_table(table, result_file(out, run, spec.signal, "summary.tsv"))
     close_run(out, run, spec.signal)
     return table
 
@@ -291,8 +290,7 @@ def write_failures(out: Path) -> None:
     if not rows:
         (out / FAILED).unlink(missing_ok=True)
         return
-    with replacing(out / FAILED) as path:
-        pd.DataFrame(rows).to_csv(path, sep="\t", index=False)
+    write_table(pd.DataFrame(rows), out / FAILED)
 
 
 def read_summaries(out: Path) -> pd.DataFrame:
@@ -383,6 +381,5 @@ def write_group(out: Path, table: pd.DataFrame, described: Mapping[str, Any]) ->
     """Write the table of all runs with a description of its columns."""
     about = {name: {"Description": text} for name, text in COLUMNS.items()}
     _write_json(out / "group_summary.json", {**about, **described})
-    with replacing(out / "group_summary.tsv") as path:
-        table.to_csv(path, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
+    write_table(table, out / "group_summary.tsv")
     return out / "group_summary.tsv"

@@ -96,11 +96,10 @@ def bids_command(
             bids_dir, out_dir, effects=wanted, signal=model.signal, draws=sampling.draws, seed=sampling.seed
         )
         if wanted:
-            import pandas as pd
-
             from ivimbayes.cli.terminal import print_effects
+            from ivimbayes.io.tables import read_table
 
-            print_effects(pd.read_csv(out_dir / "group_effects.tsv", sep="\t", keep_default_na=False))
+            print_effects(read_table(out_dir / "group_effects.tsv", "run the group level again"))
         typer.echo(f"written to {written}")
         return
     if effects:

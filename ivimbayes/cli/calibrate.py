@@ -65,6 +65,7 @@ def calibrate_command(
     from ivimbayes.checks.calibration import B, calibrate, check_calibration
     from ivimbayes.cli.terminal import print_calibration
     from ivimbayes.io.netcdf import write_netcdf
+    from ivimbayes.io.tables import write_table
     from ivimbayes.models.priors import read_priors, tissue_prior
     from ivimbayes.models.spec import ModelSpec
     from ivimbayes.plotting.checks import plot_calibration
@@ -89,7 +90,7 @@ def calibrate_command(
         table = check_calibration(result)
         figure = plot_calibration(result)[0].figure
         write_netcdf(result, folder.new / RESULTS[0])
-        table.to_csv(folder.new / RESULTS[1], sep="\t", index=False, float_format="%.6g")
+        write_table(table, folder.new / RESULTS[1])
         figure.savefig(folder.new / RESULTS[2], format="svg")
         folder.finish(set(RESULTS))
     print_calibration(table, float(result["converged"].mean()), replicates)

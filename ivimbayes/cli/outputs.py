@@ -57,7 +57,7 @@ def write_results(
     if truth is not None:
         tables["truth.tsv"] = compare_truth(table, truth)
     for name, frame in tables.items():
-        frame.to_csv(new / name, sep="\t", index=False, float_format="%.6g", na_rep="n/a")
+        write_table(frame, new / name)
     (new / "report.html").write_text(text, encoding="utf-8")
     if made is not None:
         write_maps(made, new / MAPS)
@@ -111,9 +111,8 @@ def check_table(out: Path | None, overwrite: bool) -> None:
 
 
 def write_table(table: "pd.DataFrame", out: Path | None) -> None:
-    """Write a table (TSV), if a file is named."""
-    from ivimbayes.io.atomic import replacing
+    """Write a table, if a file is named."""
+    from ivimbayes.io import tables
 
     if out is not None:
-        with replacing(out) as path:
-            table.to_csv(path, sep="\t", index=False, float_format="%.6g")
+        tables.write_table(table, out)

@@ -140,6 +140,7 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from ivimbayes.io.tables import write_table
     from ivimbayes.plotting.protocols import plot_protocol
     from ivimbayes.protocol.check import needed_distinct
     from ivimbayes.protocol.design import design_protocol, join_budgets
@@ -152,7 +153,7 @@ def _write(made: "xr.Dataset", folder: Path, options: dict[str, Any]) -> None:
     joined = join_budgets(dict(sorted((designs | {images: made}).items())))
     b = " ".join(f"{v:g}" for v in made["b"].values[0])
     (folder / BVAL).write_text(b + "\n", encoding="utf-8")
-    tabulate_precision(joined).to_csv(folder / TABLE, sep="\t", index=False, float_format="%.6g")
+    write_table(tabulate_precision(joined), folder / TABLE)
     names = list(options["minimise"])
     figure = Figure(figsize=(4.8 * len(names), 3.6), layout="constrained")
     for ax, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ivimbayes.errors import InputError
+from ivimbayes.io.tables import read_table
 from ivimbayes.io.text import one_line, read_json
 
 LONGEST = 18  # digits of a label
@@ -71,6 +72,8 @@ def read_label_names(
 
 def _read(path: Path, required: bool) -> dict[int, str]:
     try:
+        if path.suffix == ".tsv" and path.exists():
+            return _from_tsv(path)
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(
@@ -80,7 +83,7 @@ def _read(path: Path, required: bool) -> dict[int, str]:
         raise InputError(
             f"{path}: cannot be read ({one_line(error)}); give names as JSON or a dseg.tsv"
         ) from None
-    return _from_tsv(text, path) if path.suffix == ".tsv" else _from_json(text, path, required)
+    return _from_json(text, path, required)
 
 
 def _from_json(text: str, path: Path, required: bool) -> dict[int, str]:
@@ -98,26 +101,18 @@ def _from_json(text: str, path: Path, required: bool) -> dict[int, str]:
     return table
 
 
-def _from_tsv(text: str, path: Path) -> dict[int, str]:
-    try:
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: not a table ({one_line(error)}); write index and name, tab-separated"
-        ) from None
-    if not rows or not {"index", "name"} <= set(rows[0]):
+def _from_tsv(path: Path) -> dict[int, str]:
+    rows = read_table(path, "write index and name, tab-separated", dtype=str, quoting=csv.QUOTE_NONE)
+    if rows.empty or not {"index", "name"} <= set(rows):
         raise InputError(f"{path}: no columns index and name; write a tab-separated table with both")
     table = {}
-    for number, row in enumerate(rows, start=2):
-        label = _label(row["index"])
-        if None in row:
-            raise InputError(f"{path}: line {number} has more fields than the header; correct it")
-        if label < 0 or not row["name"]:
+    for number, (index, name) in enumerate(zip(rows["index"], rows["name"], strict=True), start=2):
+        label = _label(index)
+        if label < 0 or not name:
             raise InputError(
-                f"{path}: line {number} has index {row['index']!r} and name {row['name']!r}; "
-                "give a whole number and a name"
+                f"{path}: line {number} has index {index!r} and name {name!r}; give a whole number and a name"
             )
-        table[label] = row["name"]
+        table[label] = name
     return table
 
 

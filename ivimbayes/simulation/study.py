@@ -10,6 +10,7 @@ import pandas as pd
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.atomic import replacing
+from ivimbayes.io.tables import write_table
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.priors import TISSUES
@@ -122,7 +123,7 @@ def simulate_study(
                 rows += of_run
     truth = pd.DataFrame(rows, columns=["participant_id", "session_id", "group", "roi", "f", "D", "D_star"])
     _write_derived(root, "truth", "True values of the simulation")
-    truth.to_csv(root / "derivatives" / "truth" / "truth.tsv", sep="\t", index=False, float_format="%.6g")
+    write_table(truth, root / "derivatives" / "truth" / "truth.tsv")
     (root / "derivatives" / "truth" / ".bidsignore").write_text("truth.tsv\n", encoding="utf-8")
     return truth
 
@@ -201,12 +202,11 @@ def _write_top(root: Path, people: Sequence[tuple[str, str]], regions: Sequence[
     (root / "dwi.bvec").write_text("\n".join(rows) + "\n", encoding="utf-8")
     _json(root / "dwi.json", {"Manufacturer": "simulated", "EchoTime": 0.06, "RepetitionTime": 4.0,
                               "MagneticFieldStrength": 3.0})  # fmt: skip
-    lines = ["participant_id\tgroup", *("\t".join(person) for person in people)]
-    (root / "participants.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_table(pd.DataFrame(people, columns=["participant_id", "group"]), root / "participants.tsv")
     _json(root / "participants.json", {"group": {"Description": "Group of the simulation"}})
     _write_derived(root, "manual", "Label images of the simulation")
-    lines = ["index\tname", *(f"{i}\t{roi}" for i, roi in enumerate(regions, start=1))]
-    (root / "derivatives" / "manual" / "dseg.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    names = pd.DataFrame(enumerate(regions, start=1), columns=["index", "name"])
+    write_table(names, root / "derivatives" / "manual" / "dseg.tsv")
 
 
 def _write_derived(root: Path, name: str, title: str) -> None:
