@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import arviz as az
 import numpy as np
 import xarray as xr
 
@@ -286,12 +287,10 @@ def _cut(
     kept = inside.sum(axis=0)
     for v in np.flatnonzero((kept < len(inside)) & (result["status"] != STATUS["failed"])):
         for key in KEYS:
-            chosen = np.sort(draws[key][inside[:, v], v]) * (scale[v] if key == "S0" else 1.0)
+            chosen = draws[key][inside[:, v], v] * (scale[v] if key == "S0" else 1.0)
             numbers = [np.nan] * len(SUFFIXES)
             if kept[v] >= FEWEST:
-                size = int(np.ceil(interval * len(chosen)))
-                start = int(np.argmin(chosen[size - 1 :] - chosen[: len(chosen) - size + 1]))
-                ends = chosen[start], chosen[start + size - 1]
+                ends = az.hdi(chosen, prob=interval)
                 numbers = [np.median(chosen), chosen.mean(), chosen.std(), *ends]
             for suffix, number in zip(SUFFIXES, numbers, strict=True):
                 result[key + suffix][v] = number
