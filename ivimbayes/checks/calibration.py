@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -349,12 +350,11 @@ def _thinned(task: RegionTask, chains: list[xr.DataTree]) -> tuple[np.ndarray, b
     """Draws (draw, coordinate), evenly spaced over all chains, and whether the chains are good enough."""
     x = np.stack([c["posterior"].to_dataset()["x"].values[0] for c in chains])
     stats = xr.concat([c["sample_stats"].to_dataset() for c in chains], "chain", join="override")
-    energy = stats["energy"].values
     record = xr.Dataset(
         {
             "divergences": int(stats["diverging"].sum()),
             "transitions": int(stats["diverging"].size),
-            "bfmi": np.min(np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1)),
+            "bfmi": np.min(az.bfmi(stats["energy"].values)),
         }
     )
     every = max(1, x.shape[1] // 1000)

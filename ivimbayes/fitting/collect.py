@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import arviz as az
 import numpy as np
 import xarray as xr
 
@@ -243,7 +244,7 @@ def _stats(
 
 def _constants(voxels: xr.Dataset, stats: xr.Dataset, coords: dict[str, Any]) -> xr.Dataset:
     """Tell what was fitted, and how sampling went over all draws, also those thinned out."""
-    a, energy = voxels.attrs, stats["energy"].values
+    a = voxels.attrs
     keep = {k: coords[k] for k in ("roi", "voxel_roi", "x", "y", "z", "b")}
     return xr.Dataset(
         {
@@ -255,7 +256,7 @@ def _constants(voxels: xr.Dataset, stats: xr.Dataset, coords: dict[str, Any]) ->
             "reason": ("roi", [a["reason"]], {"long_name": "why the mean curve was fitted"}),
             "divergences": ("roi", [int(stats["diverging"].sum())]),
             "transitions": ("roi", [int(stats["diverging"].size)]),
-            "bfmi": ("roi", [np.min(np.square(np.diff(energy, axis=1)).mean(axis=1) / energy.var(axis=1))]),
+            "bfmi": ("roi", [np.min(az.bfmi(stats["energy"].values))]),
             "left_out": ("roi", [a["left_out"]], {"long_name": "voxels not fitted for their signals"}),
         },
         coords=keep,
