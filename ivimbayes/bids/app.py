@@ -45,9 +45,9 @@ from ivimbayes.models.priors import TissuePrior, read_priors
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
+from ivimbayes.results.diagnosis import VERDICTS
 
 TODO, DONE, KEPT_DONE, FAILED, OTHER = "to do", "done", "already done", "failed", "other results"
-WORST = ("failed", "doubtful", "converged")
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 def _described(table: pd.DataFrame) -> dict[str, str]:
     verdicts = set(table["verdict"])
     regions = ", ".join(dict.fromkeys(table["roi"].astype(str)))
-    return {"regions": regions, "verdict": next((v for v in WORST if v in verdicts), "")}
+    return {"regions": regions, "verdict": next((v for v in reversed(VERDICTS) if v in verdicts), "")}
 
 
 def _look(run: Run, options: _Options, row: dict[str, Any]) -> None:

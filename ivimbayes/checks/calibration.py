@@ -8,7 +8,6 @@ posterior of the declared model (Talts et al. 2018, arXiv:1804.06788).
 import dataclasses
 import hashlib
 import json
-import os
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import cache
 from importlib.metadata import version
@@ -38,6 +37,7 @@ from ivimbayes.models.noise import NOISES, gaussian_logp
 from ivimbayes.models.population import add_second, draw_region_prior, draw_second_prior, draw_theta
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
+from ivimbayes.parallel import count_cores
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
 
@@ -131,12 +131,10 @@ def calibrate(
     _check(spec, fitted, n, voxels, noise_factor)
     task = CalibrationRun(spec, fitted, protocol, voxels, noise_factor, settings)
     done = _kept(checkpoint, task.key, renew)
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     missing = [i for i in range(n) if i not in done]
     if missing:
         callbacks()
-    running, pool = SamplerPool(), ThreadPoolExecutor(cores)
+    running, pool = SamplerPool(), ThreadPoolExecutor(count_cores() if cores is None else cores)
     with StepProgress(n, "replicates", progress, n - len(missing)) as bar:
         try:
             pending: list[Future[Values]] = [pool.submit(task.replicate, i, running) for i in missing]

@@ -1,7 +1,6 @@
 """A level above regions: the fits of a study in one model of subjects, sessions, groups and covariates."""
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.fitting.convergence import ESS
 from ivimbayes.models.correlation import correlations, pairs
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
+from ivimbayes.parallel import count_cores
 
 MEAN_DRAWS = 2_000_000  # of scans' values, per region and parameter, at most
 
@@ -81,12 +81,11 @@ def fit_cohort(
         raise InputError(f"fits: a Dataset without {sorted(absent)[0]}; give one from region_estimates")
     plan = read_design(design, estimates.sizes["fit"], effects)
     names = estimates["roi"].values.astype(str).tolist()
-    cores = len(os.sched_getaffinity(0)) if cores is None and hasattr(os, "sched_getaffinity") else cores
 
     def one(r: int) -> dict[str, np.ndarray]:
         return _fit_region(estimates.isel(roi=r), plan, draws, chains, [seed, r])
 
-    with ThreadPoolExecutor(cores or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores or count_cores()) as pool:
         found = list(pool.map(one, range(len(names))))
     tree = as_cohort(found, estimates, plan, seed)
     _warn(tree)

@@ -1,6 +1,5 @@
 """The posterior of single curves, each on its own: a prior, bounds, and no knowledge of the noise."""
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -12,6 +11,7 @@ from ivimbayes.curves.density import Beliefs, SigmaDraws, make_scratch
 from ivimbayes.curves.posterior import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
+from ivimbayes.parallel import count_cores
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.status import MAPPED, STATUS
 from ivimbayes.voxelwise.workspace import make_protocol, make_work
@@ -95,13 +95,9 @@ def summarise_curves(
     if len(parts) <= 1:
         list(map(run, parts))
     else:
-        with ThreadPoolExecutor(cores or _cores()) as pool:
+        with ThreadPoolExecutor(cores or count_cores()) as pool:
             list(pool.map(run, parts))
     return _named(out)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _beliefs(prior: TissuePrior, bounds: Mapping[str, tuple[float, float]], measurements: int) -> Beliefs:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -26,6 +25,7 @@ from ivimbayes.io.append import write_regions
 from ivimbayes.io.netcdf import open_tree, read_tree, write_tree
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.spec import ModelSpec, signal_scale
+from ivimbayes.parallel import count_cores
 from ivimbayes.progress import FitProgress
 from ivimbayes.protocol.check import require_protocol
 
@@ -103,8 +103,7 @@ def fit(
     """
     spec = ModelSpec() if spec is None else spec
     settings = Settings(draws, tune, chains, target_accept, seed, retry)
-    cores = len(os.sched_getaffinity(0)) if cores is None and hasattr(os, "sched_getaffinity") else cores
-    cores = os.cpu_count() or 1 if cores is None else cores
+    cores = count_cores() if cores is None else cores
     if cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
     if not load and checkpoint is None:

@@ -1,7 +1,6 @@
 """Least-squares fits of every voxel at once: segmented, and all parameters together."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from ivimbayes.least_squares.solver import (
 from ivimbayes.least_squares.voxels import fit_voxels
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.numerics.steps import B_DIGITS
+from ivimbayes.parallel import count_cores
 from ivimbayes.progress import MapProgress
 from ivimbayes.protocol.check import require_protocol
 from ivimbayes.voxelwise.status import MAPPED, SPACE
@@ -214,8 +214,10 @@ def _fit(
     values = {name: np.full(inside.shape, np.nan) for p in MAPPED for name in (p, f"{p}_se")}
     status = np.full(inside.shape, STATUS["outside"], np.uint8)
     columns = (*FITTED, *(f"{p}_se" for p in FITTED))
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with MapProgress(int(inside.sum()), 0, progress) as bar, ThreadPoolExecutor(cores or here) as pool:
+    with (
+        MapProgress(int(inside.sum()), 0, progress) as bar,
+        ThreadPoolExecutor(cores or count_cores()) as pool,
+    ):
         bar.stage("compiling, once on a machine")
         _fit_chunk(np.ones((1, len(protocol.place))), lowest, method, protocol)
         bar.stage("mapping")

@@ -1,6 +1,5 @@
 """The blocks of a volume, read and computed one after another: in threads, or on dask workers."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -12,6 +11,7 @@ from ivimbayes.errors import InputError
 from ivimbayes.maps.blocks import Task, map_block
 from ivimbayes.maps.populations import PopulationDraws
 from ivimbayes.maps.stores import MapStore
+from ivimbayes.parallel import count_cores
 from ivimbayes.progress import MapProgress
 from ivimbayes.voxelwise.workspace import WIDTH
 
@@ -45,8 +45,7 @@ def run_here(
     cores: int | None,
 ) -> None:  # fmt: skip
     """Compute the blocks in threads."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(cores or here)
+    pool = ThreadPoolExecutor(cores or count_cores())
     bar.stage("mapping")
     try:
         for group, signal, first in _slabs(scan, todo):
