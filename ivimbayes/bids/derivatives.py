@@ -5,11 +5,13 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from html import escape
+from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 import xarray as xr
 
@@ -232,46 +234,30 @@ def _check_inside(out: Path, folder: Path) -> None:
 
 def write_index(out: Path, subject: str) -> None:
     """Write the page of a participant: every run with its verdicts and values, and a link to its report."""
-    parts = []
-    for path in _summaries(out, subject):
-        name = path.name.removesuffix("_summary.tsv")
-        try:
-            table = read_summary(path, dtype=str)
-        except InputError as error:  # of another run, or just being replaced
-            parts.append(f"<h2>{escape(name)}</h2><p>{escape(str(error))}</p>")
-            continue
-        report = path.with_name(path.name.replace("_summary.tsv", "_report.html")).relative_to(out)
-        rows = [
-            f"<tr><td>{escape(r['roi'])}</td><td>{escape(r['parameter'])}</td><td>{escape(r['unit'])}</td>"
-            f"<td>{escape(r['median'])}</td><td>{escape(r['hdi_low'])} to {escape(r['hdi_high'])}</td>"
-            f"<td>{escape(r['verdict'])}</td></tr>"
-            for r in table.to_dict("records")
-            if r["parameter"] not in ("S0", "sigma")
-        ]
-        parts.append(
-            f'<h2><a href="{escape(report.as_posix())}">{escape(name)}</a></h2><table><tr><th>region</th>'
-            "<th>parameter</th><th>unit</th><th>median</th><th>95 % HDI</th><th>verdict</th></tr>"
-            f"{''.join(rows)}</table>"
-        )
-    text = PAGE.format(subject=escape(subject), runs="\n".join(parts))
+    runs = [_index_entry(out, path) for path in _summaries(out, subject)]
+    text = _index_template().render(subject=subject, runs=runs)
     with replacing(out / f"{subject}.html") as page:
         page.write_text(text, encoding="utf-8")
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<link rel="icon" href="data:,"><title>{subject} – IVIM</title>
-<style>body {{ margin: 0 auto; padding: 1rem; max-width: 60rem; font: 16px/1.5 system-ui, sans-serif; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd; }}</style></head>
-<body><h1>{subject}</h1>
-<p>Each run with its report. For research; nothing here is for diagnosis.</p>
-{runs}
-</body></html>
-"""
+def _index_entry(out: Path, path: Path) -> dict[str, Any]:
+    """Give what the page of a participant says of a run: its name, and its report and values or an error."""
+    name = path.name.removesuffix("_summary.tsv")
+    try:
+        table = read_summary(path, dtype=str)
+    except InputError as error:  # of another run, or just being replaced
+        return {"name": name, "error": str(error)}
+    report = path.with_name(f"{name}_report.html").relative_to(out)
+    return {"name": name, "report": report.as_posix(), "rows": table.to_dict("records")}
+
+
+@cache
+def _index_template() -> jinja2.Template:
+    text = files("ivimbayes").joinpath("data/participant.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
 
 
 def write_failure(out: Path, run: Run, reason: str) -> None:
