@@ -17,7 +17,7 @@ from xarray.core import indexing
 from ivimbayes.errors import InputError
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.labels import read_label_names
-from ivimbayes.io.nifti import open_image, read_values
+from ivimbayes.io.nifti import open_image, read_values, save
 from ivimbayes.io.text import by, one_line
 
 
@@ -339,9 +339,7 @@ def write_scan(scan: xr.Dataset, folder: str | Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     affine = scan["affine"].values
     for name, values, dtype in (("dwi", scan["signal"], np.float32), ("labels", scan["roi"], np.uint8)):
-        with replacing(folder / f"{name}.nii.gz") as path:
-            image = nib.Nifti1Image(values.values.astype(dtype), affine)
-            path.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))
+        save(nib.Nifti1Image(values.values.astype(dtype), affine), folder / f"{name}.nii.gz")
     with replacing(folder / "dwi.bval") as path:
         path.write_text(" ".join(f"{b:g}" for b in scan["b"].values) + "\n", encoding="utf-8")
     with replacing(folder / "labels.json") as path:

@@ -1,6 +1,5 @@
 """Maps of a volume: what they hold, and NIfTI files of them."""
 
-import gzip
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import xarray as xr
 from ivimbayes.errors import InputError
 from ivimbayes.io.atomic import replacing
 from ivimbayes.io.netcdf import check_netcdf
-from ivimbayes.io.nifti import open_image, read_values
+from ivimbayes.io.nifti import open_image, read_values, save
 from ivimbayes.io.text import one_line, read_json
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
@@ -104,8 +103,7 @@ def write_maps(maps: xr.Dataset, folder: str | Path) -> list[Path]:
         image.header["descrip"] = f"{name} [{variable.attrs.get('units', '')}]"[:79].encode(
             "ascii", "replace"
         )
-        with replacing(folder / f"{name}.nii.gz") as path:
-            path.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))
+        save(image, folder / f"{name}.nii.gz")
         with replacing(folder / f"{name}.json") as path:
             path.write_text(json.dumps(_sidecar(variable.attrs) | shared, indent=2) + "\n", encoding="utf-8")
         written.append(folder / f"{name}.nii.gz")

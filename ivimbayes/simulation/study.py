@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ivimbayes.errors import InputError
-from ivimbayes.io.atomic import replacing
+from ivimbayes.io.nifti import save
 from ivimbayes.io.tables import write_table
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
@@ -228,8 +228,7 @@ def _write_run(root: Path, subject: str, session: str, signal: np.ndarray, label
         folder.mkdir(parents=True, exist_ok=True)
         image = nib.Nifti1Image(values, affine)
         image.header.set_xyzt_units("mm", "sec")
-        with replacing(folder / f"{stem}_{suffix}.nii.gz") as path:
-            nib.save(image, path)
+        save(image, folder / f"{stem}_{suffix}.nii.gz")
 
 
 def _json(path: Path, plain: Mapping[str, object]) -> None:
