@@ -68,21 +68,6 @@ def gaussian_logp(
     return -0.5 * (square / variance + determinant + K * np.log(2 * np.pi))
 
 
-def draw_S0(
-    rng: np.random.Generator,
-    signal: Array,
-    curve: Array,
-    sigma: Array,
-    mean: Array,
-    sd: Array,
-    averages: Array,
-) -> Array:
-    """Draw S0 given signals with Gaussian noise: a Normal, its population times the likelihood."""
-    precision = 1 / sd**2 + (averages * curve**2).sum(-1) / sigma**2
-    centre = (mean / sd**2 + (averages * curve * signal).sum(-1) / sigma**2) / precision
-    return np.asarray(centre + rng.standard_normal(np.shape(centre)) / np.sqrt(precision))
-
-
 def _gaussian_logp(signal: Any, mean: Any, sigma: Any, averages: Any, xp: Any = NUMPY) -> Any:
     variance = sigma[..., None] ** 2 / averages
     return -0.5 * ((signal - mean) ** 2 / variance + xp.log(2 * np.pi * variance))

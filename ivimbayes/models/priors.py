@@ -89,11 +89,6 @@ class TissuePrior:
         """Standard deviations in the bi-exponential's theta, shape (parameter,)."""
         return self.theta("biexponential").width
 
-    @property
-    def theta_spread(self) -> np.ndarray:
-        """Scales of the standard deviation between voxels in that theta, shape (parameter,)."""
-        return self.theta("biexponential").spread
-
     def theta(self, signal: str) -> ThetaPrior:
         """Give the prior in the theta of a signal model.
 

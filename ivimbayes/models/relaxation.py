@@ -43,8 +43,6 @@ class RelaxationTimes:
         Mean and standard deviation (ms).
     source : str
         Where the numbers come from.
-    checked : bool
-        Whether they were read in the source for this table.
     """
 
     tissue: str
@@ -52,7 +50,6 @@ class RelaxationTimes:
     T2: tuple[float, float]
     T1: tuple[float, float]
     source: str
-    checked: bool
 
 
 def relaxation_times(tissue: str, field: float) -> RelaxationTimes:
@@ -107,7 +104,7 @@ def _table() -> dict[str, tuple[set[str], list[RelaxationTimes]]]:
             [
                 RelaxationTimes(
                     name, float(entry["field"]), _pair(entry["T2"]), _pair(entry["T1"]),
-                    entry["source"], entry["checked"],
+                    entry["source"],
                 )
                 for entry in tissue["times"]
             ],

@@ -1,10 +1,11 @@
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from ivimbayes import InputWarning, ModelSpec, fit, simulate
+from ivimbayes import InputWarning, ModelSpec, check_protocol, fit, simulate
 from ivimbayes.models.priors import tissue_prior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.protocol.check import require_protocol
@@ -20,7 +21,11 @@ def of(*b: float, **attrs: object) -> xr.Dataset:
 
 @pytest.mark.parametrize("signal", [s for s in SIGNALS if s != "simplified"])
 def test_a_full_protocol_serves_every_model(signal: str) -> None:
-    require_protocol(of(*FULL), signal, tissue_prior("liver"))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        require_protocol(of(*FULL), signal, tissue_prior("liver"))
+    assert said == []
+    assert check_protocol(FULL, signal, "liver").not_identified == {}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,25 @@ def test_what_will_rest_on_the_prior_is_said(b: tuple[float, ...], signal: str, 
     with pytest.warns(InputWarning, match=words):
         require_protocol(of(*b), signal)
     require_protocol(of(*b), signal, warn=False)
+
+
+@pytest.mark.parametrize(
+    ("b", "gaps", "not_identified"),
+    [
+        ((0, 10, 20, 40, 120, 160, 300, 500, 800), (), {}),
+        ((0, 10, 20, 40, 120, 160, 300, 500), ("from 300",), {}),
+        ((0, 200, 300, 600, 800), ("8 recommended", "from 10 to 50", "from 100 to 200"), {"D_star": "rest on the prior"}),
+        ((0, 100, 600), ("8 recommended", "from 10 to 50", "from 100 to 200", "from 300"), dict.fromkeys(("f", "D", "D_star"), "4 are needed")),
+    ],
+)  # fmt: skip
+def test_gaps_and_parameters_that_are_not_identified(
+    b: tuple[float, ...], gaps: tuple[str, ...], not_identified: dict[str, str]
+) -> None:
+    found = check_protocol(b)
+    assert all(words in gap for words, gap in zip(gaps, found.gaps, strict=True))
+    assert set(found.not_identified) == set(not_identified)
+    assert all(words in found.not_identified[p] for p, words in not_identified.items())
+    assert found.recommended == (not gaps and not not_identified)
 
 
 def test_nothing_is_sampled_where_the_model_is_refused(
