@@ -14,6 +14,7 @@ from ivimbayes.models.signals import SIGNALS, Signal
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.results.diagnosis import diagnose
 from ivimbayes.results.leave_one_out import error_of, leave_one_out
+from ivimbayes.results.stored import FitView
 
 CLEAR_SE, CLEAR_ELPD = 2.0, 4.0  # of smaller differences the error is not normal (Sivula 2025)
 POPULATION_NAMES = {"normal": "normal", "student_t": "Student-t", "mixture": "mixed"}
@@ -128,15 +129,15 @@ def compare_models(fits: Mapping[str, xr.DataTree]) -> Comparison:
     25(72) (PSIS-LOO); Yao et al. 2018, doi:10.1214/17-BA1091 (stacking); Sivula et al. 2025, arXiv:2008.10296
     (when a difference is clear).
     """
-    _check(fits)
-    specs = {key: ModelSpec.from_json(tree.attrs["spec"]) for key, tree in fits.items()}
-    labels = _labels(specs)
-    diagnoses = {key: diagnose(tree, voxels=False) for key, tree in fits.items()}
+    views = {key: FitView.of(tree) for key, tree in fits.items()}
+    _check(views)
+    labels = _labels({key: fit.spec for key, fit in views.items()})
+    diagnoses = {key: diagnose(fit, voxels=False) for key, fit in views.items()}
     rows, sentences = [], {}
-    for roi in _regions(next(iter(fits.values()))):
+    for roi in next(iter(views.values())).regions:
         found = [
-            Candidate(key, labels[key], specs[key], leave_one_out(tree, roi), diagnoses[key][roi].verdict)
-            for key, tree in fits.items()
+            Candidate(key, labels[key], fit.spec, leave_one_out(fit, roi), diagnoses[key][roi].verdict)
+            for key, fit in views.items()
         ]
         found.sort(key=lambda candidate: -candidate.loo.elpd)
         rows += _rows(roi, found)
@@ -342,11 +343,7 @@ def _labels(specs: Mapping[str, ModelSpec]) -> dict[str, str]:
     return labels
 
 
-def _regions(tree: xr.DataTree) -> list[str]:
-    return [str(roi) for roi in tree["posterior"].to_dataset()["roi"].values]
-
-
-def _check(fits: Mapping[str, xr.DataTree]) -> None:
+def _check(fits: Mapping[str, FitView]) -> None:
     """Refuse what cannot be compared."""
     if len(fits) < 2:
         raise InputError(
@@ -356,31 +353,23 @@ def _check(fits: Mapping[str, xr.DataTree]) -> None:
     first, *others = fits
     for other in others:
         for here, there in ((first, other), (other, first)):
-            for roi in _regions(fits[here]):
-                if roi not in _regions(fits[there]):
+            for roi in fits[here].regions:
+                if roi not in fits[there].regions:
                     raise InputError(
                         f"{there}: has no region {roi!r}, which {here} has; fit the same regions"
                     )
-        for roi in _regions(fits[first]):
+        for roi in fits[first].regions:
             _check_region(roi, first, fits[first], other, fits[other])
 
 
-def _check_region(roi: str, first: str, one: xr.DataTree, other: str, two: xr.DataTree) -> None:
-    constants = [tree["constant_data"].to_dataset() for tree in (one, two)]
-    levels = [str(constant["level"].sel(roi=roi).values) for constant in constants]
+def _check_region(roi: str, first: str, one: FitView, other: str, two: FitView) -> None:
+    levels = [fit.level(roi) for fit in (one, two)]
     if levels[0] != levels[1]:
         raise InputError(
             f"{other}: region {roi!r} is fitted at level {levels[1]}, in {first} at level {levels[0]}; "
             "fit both with the same --level"
         )
-    parts = []
-    for tree, constant in zip((one, two), constants, strict=True):
-        mine = constant["voxel_roi"].values == roi
-        signal = tree["observed_data"]["signal"].transpose("voxel", "measurement").values[mine]
-        averages = constant["averages"].transpose("voxel", "measurement").values[mine]
-        parts.append(
-            (constant["b"].values, np.stack([constant[a].values[mine] for a in "xyz"]), averages, signal)
-        )
+    parts = [(fit.b, fit.index(roi), fit.averages(roi), fit.signals(roi)) for fit in (one, two)]
     for what, left, right in zip(("b values", "voxels", "averages", "signals"), *parts, strict=True):
         if left.shape != right.shape or not np.allclose(left, right, rtol=1e-6, atol=0):
             raise InputError(

@@ -1,6 +1,5 @@
 """Verdicts on the sampling of each region, and cautions, with their reasons."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -20,10 +19,10 @@ from ivimbayes.fitting.convergence import (
     Chains,
     measure_chains,
 )
-from ivimbayes.models.priors import ThetaPrior, TissuePrior
+from ivimbayes.models.priors import ThetaPrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS, Signal
-from ivimbayes.models.spec import ModelSpec
 from ivimbayes.results.regions import take_region
+from ivimbayes.results.stored import FitView
 
 VERDICTS = ("converged", "doubtful", "failed")
 
@@ -109,7 +108,7 @@ class Diagnosis:
     snr: float = float("nan")
 
 
-def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
+def diagnose(tree: xr.DataTree | FitView, voxels: bool = True) -> dict[str, Diagnosis]:
     """Judge the posterior of each region, with reasons in plain words and what to do.
 
     Parameters
@@ -130,19 +129,17 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
         s/mm2 under a model without kurtosis; a region's value outside the 95 % range of its prior. What the
         data could not tell is a note.
     """
-    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    priors = {k: TissuePrior.from_dict(v) for k, v in json.loads(tree.attrs["priors"]).items()}
-    spec = ModelSpec.from_json(tree.attrs["spec"])
-    names = SIGNALS[spec.signal].parameters
+    fit = FitView.of(tree)
+    posterior, spec, names = fit.posterior, fit.spec, fit.signal.parameters
     result = {}
-    for roi in posterior["roi"].values.tolist():
+    for roi in fit.regions:
         region = take_region(posterior if voxels else posterior.drop_dims("voxel"), roi)
         mine = region.drop_dims("voxel", errors="ignore").isel(roi=0)
-        chains = measure_chains(mine, constant.sel(roi=roi))
-        prior = priors[roi].theta(spec.signal)
+        chains = measure_chains(mine, fit.record(roi))
+        tissue, prior = fit.priors[roi].name, fit.priors[roi].theta(spec.signal)
         contraction = contraction_of(mine["mu"], prior)
         modes = find_bimodality(mine["mu"].values.reshape(-1, len(names)), spec.signal)
-        snr = _snr(mine, take_region(posterior[["S0"]], roi)["S0"], constant, SIGNALS[spec.signal])
+        snr = _snr(fit, roi, mine, take_region(posterior[["S0"]], roi)["S0"])
         worst = 1.0
         if voxels:
             worst = max(float(v.max()) for v in az.rhat(region[list(names)]).data_vars.values())
@@ -150,11 +147,11 @@ def diagnose(tree: xr.DataTree, voxels: bool = True) -> dict[str, Diagnosis]:
             *_modes(modes, chains, roi),
             *_sampling(chains, worst, bool(modes)),
             *_energy(chains),
-            *([] if modes else _identification(contraction, mine, prior, priors[roi].name)),
-            *_noise(snr, spec.noise, bool(tree.attrs.get("real_valued"))),
-            *_kurtosis(float(constant["b"].max()), SIGNALS[spec.signal]),
-            *([] if modes else _conflict(mine, prior, priors[roi].name)),
-            *_data(constant, roi),
+            *([] if modes else _identification(contraction, mine, prior, tissue)),
+            *_noise(snr, spec.noise, bool(fit.tree.attrs.get("real_valued"))),
+            *_kurtosis(float(fit.b.max()), fit.signal),
+            *([] if modes else _conflict(mine, prior, tissue)),
+            *_data(fit, roi),
         ]
         findings.sort(key=lambda finding: LEVELS.index(finding.level))
         levels = {finding.level for finding in findings}
@@ -244,13 +241,12 @@ def _identification(
     return findings
 
 
-def _snr(mine: xr.Dataset, S0: xr.DataArray, constant: xr.Dataset, signal: Signal) -> float:
+def _snr(fit: FitView, roi: str, mine: xr.Dataset, S0: xr.DataArray) -> float:
     """Signal of the median voxel at the highest b over the noise of a measurement there."""
-    inside = constant["voxel_roi"].values == mine["roi"].item()
-    b = constant["b"].values
-    averages = float(np.median(constant["averages"].values[inside][:, b == b.max()]))
+    b = fit.b
+    averages = float(np.median(fit.averages(roi)[:, b == b.max()]))
     region = mine.median(("chain", "draw"))
-    curve = signal.curve(b.max(), *(float(region[f"{p}_roi"]) for p in signal.parameters))
+    curve = fit.signal.curve(b.max(), *(float(region[f"{p}_roi"]) for p in fit.signal.parameters))
     return float(float(S0.median()) * curve / (float(region["sigma"]) / np.sqrt(averages)))
 
 
@@ -308,10 +304,9 @@ def _conflict(mine: xr.Dataset, prior: ThetaPrior, tissue: str) -> list[Finding]
     return findings
 
 
-def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
+def _data(fit: FitView, roi: str) -> list[Finding]:
     """Say which voxels were fitted."""
-    region = constant.sel(roi=roi)
-    fitted = int((constant["voxel_roi"].values == roi).sum())
+    region, fitted = fit.record(roi), len(fit.voxels(roi))
     available, left_out = int(region["available"]), int(region["left_out"])
     findings = []
     if "interrupted" in region:
@@ -320,7 +315,7 @@ def _data(constant: xr.Dataset, roi: str) -> list[Finding]:
                 "doubtful", f"interrupted after {int(region['interrupted'])} draws of a chain", "run it again"
             )
         )
-    if str(region["level"].values) == "mean":
+    if fit.level(roi) == "mean":
         reason = str(region["reason"].values)
         what = f"{reason}: the" if reason else "the"
         findings.append(

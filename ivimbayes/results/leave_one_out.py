@@ -9,8 +9,8 @@ import xarray as xr
 from scipy.special import logsumexp, ndtr
 
 from ivimbayes.models.noise import NOISES
-from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
+from ivimbayes.results.stored import FitView
 
 DRAWS, VOXELS = 2000, 50  # draws of a fit, voxels at a time
 
@@ -46,26 +46,21 @@ class VoxelDraws:
     averages: np.ndarray
 
     @classmethod
-    def of(cls, tree: xr.DataTree, roi: str, draws: int = DRAWS, voxels: slice = slice(None)) -> "VoxelDraws":
+    def of(
+        cls, tree: xr.DataTree | FitView, roi: str, draws: int = DRAWS, voxels: slice = slice(None)
+    ) -> "VoxelDraws":
         """Take at most `draws` of a fit, over all chains, for `voxels` of the region's."""
-        spec = ModelSpec.from_json(tree.attrs["spec"])
-        posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-        names, mine = (
-            SIGNALS[spec.signal].parameters,
-            np.flatnonzero(constant["voxel_roi"].values == roi)[voxels],
-        )
+        fit = FitView.of(tree)
+        posterior, names, mine = fit.posterior, fit.signal.parameters, fit.voxels(roi)[voxels]
         each = min(posterior.sizes["draw"], max(1, draws // posterior.sizes["chain"]))
         kept = np.linspace(0, posterior.sizes["draw"] - 1, each).astype(int)
         of_roi = posterior[["sigma", "S0_roi", "S0_sd"]].sel(roi=roi).isel(draw=kept)
         region = {k: v.transpose(*SAMPLES).values[..., None, None] for k, v in of_roi.data_vars.items()}
         of_voxels = posterior[[*names, "S0"]].isel(voxel=mine, draw=kept).astype(float)
         values = {k: v.transpose(*SAMPLES, "voxel").values[..., None] for k, v in of_voxels.data_vars.items()}
-        curve = SIGNALS[spec.signal].curve(
-            constant["b"].values.astype(float), *(values[name] for name in names)
-        )
-        measured = (tree["observed_data"]["signal"], constant["averages"])
-        y, n = (each.transpose("voxel", "measurement").values[mine] for each in measured)
-        return cls(spec, curve, values["S0"], region["sigma"], region["S0_roi"], region["S0_sd"], y, n)
+        curve = fit.signal.curve(fit.b.astype(float), *(values[name] for name in names))
+        y, n = fit.signals(roi)[voxels], fit.averages(roi)[voxels]
+        return cls(fit.spec, curve, values["S0"], region["sigma"], region["S0_roi"], region["S0_sd"], y, n)
 
     def log_likelihood(self) -> np.ndarray:
         """Log-density of each measurement given its voxel's parameters and S0.
@@ -129,7 +124,7 @@ class VoxelDraws:
         return np.asarray(noise.cdf(self.signal, self.S0 * self.curve, self.sigma[..., 0], self.averages))
 
 
-def leave_one_out(tree: xr.DataTree, roi: str) -> az.ELPDData:
+def leave_one_out(tree: xr.DataTree | FitView, roi: str) -> az.ELPDData:
     """PSIS-LOO of every measurement of a region's voxels.
 
     Returns
@@ -138,10 +133,9 @@ def leave_one_out(tree: xr.DataTree, roi: str) -> az.ELPDData:
         Of ArviZ, with ``elpd_i`` and ``pareto_k`` (voxel, measurement); its standard error is that of
         `error_of`.
     """
-    parts = []
-    mine = tree["constant_data"].to_dataset()["voxel_roi"].values == roi
-    for voxels in _chunks(int(mine.sum())):
-        draws = VoxelDraws.of(tree, roi, DRAWS, voxels)
+    fit, parts = FitView.of(tree), []
+    for voxels in _chunks(len(fit.voxels(roi))):
+        draws = VoxelDraws.of(fit, roi, DRAWS, voxels)
         density = xr.DataArray(draws.log_predictive(), dims=(*SAMPLES, "voxel", "measurement"))
         size = density.sizes["chain"] * density.sizes["draw"]
         log_weights, k = smoothed_weights(density)

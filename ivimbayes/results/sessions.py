@@ -10,9 +10,9 @@ import xarray as xr
 from scipy.stats import chi2
 
 from ivimbayes.errors import InputError
-from ivimbayes.models.signals import PARAMETERS, SIGNALS
-from ivimbayes.models.spec import ModelSpec
+from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.results.diagnosis import Diagnosis, diagnose
+from ivimbayes.results.stored import FitView
 from ivimbayes.results.summary import HDI
 
 COMPARED = (
@@ -95,15 +95,16 @@ def compare_fits(
     >>> change.table.set_index("parameter").loc["D", "finding"]
     'equivalent'
     """
-    names, regions = _check(before, after)
+    fits = FitView.of(before), FitView.of(after)
+    names, regions = _check(*fits)
     ropes = _read_rope(rope, names, regions)
-    verdicts = [diagnose(tree, voxels=False) for tree in (before, after)]
+    verdicts = [diagnose(fit, voxels=False) for fit in fits]
     rng = np.random.default_rng(seed)
     rows, sentences, kept = [], {}, {}
     for roi in regions:
         of_region = []
         for name in names:
-            one, two = _paired(before, after, name, roi, rng)
+            one, two = _paired(*fits, name, roi, rng)
             kept[roi, name] = two - one
             row = change_row(roi, name, one, two, ropes.get((roi, name)))
             of_region.append(row | {"verdict": _worse(verdicts, roi)})
@@ -144,8 +145,9 @@ def repeatability(pairs: Sequence[tuple[xr.DataTree, xr.DataTree]]) -> pd.DataFr
     """
     if len(pairs) < FEW_PAIRS:
         raise InputError(f"{len(pairs)} pairs of test and retest; give {FEW_PAIRS} or more")
-    names, regions = _check(*pairs[0])
-    for pair in pairs[1:]:
+    views = [(FitView.of(test), FitView.of(retest)) for test, retest in pairs]
+    names, regions = _check(*views[0])
+    for pair in views[1:]:
         if _check(*pair)[0] != names or set(_check(*pair)[1]) != set(regions):
             raise InputError("pairs: not all of the same regions and signal model; give such pairs")
     rows = []
@@ -154,8 +156,8 @@ def repeatability(pairs: Sequence[tuple[xr.DataTree, xr.DataTree]]) -> pd.DataFr
             scale = PARAMETERS[name].display_scale
             medians = scale * np.array(
                 [
-                    [float(tree["posterior"][f"{name}_roi"].sel(roi=roi).median()) for tree in pair]
-                    for pair in pairs
+                    [float(fit.posterior[f"{name}_roi"].sel(roi=roi).median()) for fit in pair]
+                    for pair in views
                 ]
             )
             d, n = medians[:, 1] - medians[:, 0], len(pairs)
@@ -172,27 +174,23 @@ def repeatability(pairs: Sequence[tuple[xr.DataTree, xr.DataTree]]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def _check(before: xr.DataTree, after: xr.DataTree) -> tuple[tuple[str, ...], list[str]]:
+def _check(before: FitView, after: FitView) -> tuple[tuple[str, ...], list[str]]:
     """Give the parameters and regions that both fits have, or refuse them."""
-    specs = []
-    for which, tree in (("before", before), ("after", after)):
-        if "spec" not in tree.attrs or "posterior" not in tree.children:
+    for which, fit in (("before", before), ("after", after)):
+        if "spec" not in fit.tree.attrs or "posterior" not in fit.tree.children:
             raise InputError(f"{which}: not a fit; give a tree from fit, or of its posterior.nc")
-        specs.append(ModelSpec.from_json(tree.attrs["spec"]))
-    if specs[0].signal != specs[1].signal:
+    if before.spec.signal != after.spec.signal:
         raise InputError(
-            f"after: its signal is {specs[1].signal}, that of before {specs[0].signal}; "
+            f"after: its signal is {after.spec.signal}, that of before {before.spec.signal}; "
             "fit both with the same --signal"
         )
-    regions, there = (
-        tree["posterior"].to_dataset()["roi"].values.astype(str).tolist() for tree in (before, after)
-    )
+    regions, there = before.regions, after.regions
     if set(regions) != set(there):
         raise InputError(
             f"after: its regions are {', '.join(there)}, those of before {', '.join(regions)}; "
             "fit the same regions"
         )
-    return SIGNALS[specs[0].signal].parameters, regions
+    return before.signal.parameters, regions
 
 
 def _read_rope(
@@ -229,12 +227,16 @@ def _read_rope(
 
 
 def _paired(
-    before: xr.DataTree, after: xr.DataTree, name: str, roi: str, rng: np.random.Generator
+    before: xr.DataTree | FitView,
+    after: xr.DataTree | FitView,
+    name: str,
+    roi: str,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws of a region's value in both fits, in an order that ties none to another."""
     both = []
     for tree in (before, after):
-        draws = tree["posterior"].to_dataset()[f"{name}_roi"].sel(roi=roi).values.astype(float).ravel()
+        draws = FitView.of(tree).posterior[f"{name}_roi"].sel(roi=roi).values.astype(float).ravel()
         both.append(rng.permutation(draws))
     size = min(MOST_DRAWS, *(len(draws) for draws in both))
     return both[0][:size], both[1][:size]

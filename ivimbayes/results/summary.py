@@ -10,6 +10,7 @@ import xarray as xr
 from ivimbayes.models.signals import PARAMETERS, Parameter
 from ivimbayes.results.diagnosis import Diagnosis, diagnose
 from ivimbayes.results.regions import take_region
+from ivimbayes.results.stored import FitView
 
 HDI = 0.95
 NORMAL_SD = (0.158655, 0.841345)  # quantiles one standard deviation from the mean of a Normal
@@ -19,7 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = None) -> pd.DataFrame:
+def summarize(tree: xr.DataTree | FitView, diagnoses: Mapping[str, Diagnosis] | None = None) -> pd.DataFrame:
     """Tabulate the posterior of each region.
 
     Parameters
@@ -38,12 +39,13 @@ def summarize(tree: xr.DataTree, diagnoses: Mapping[str, Diagnosis] | None = Non
         central 68 % range, which is the standard deviation if they are normal), bulk and tail effective
         draws, R-hat and the region's verdict. D and D_star are in 10⁻³ mm²/s.
     """
-    posterior = tree["posterior"].to_dataset()
-    diagnoses = diagnose(tree) if diagnoses is None else diagnoses
-    names = {p: f"{p}_roi" for p in (*map(str, posterior["parameter"].values), "S0")} | {"sigma": "sigma"}
+    fit = FitView.of(tree)
+    diagnoses = diagnose(fit) if diagnoses is None else diagnoses
+    parameters = fit.posterior["parameter"].values
+    names = {p: f"{p}_roi" for p in (*map(str, parameters), "S0")} | {"sigma": "sigma"}
     rows = []
-    for roi in posterior["roi"].values.tolist():
-        region = take_region(posterior, roi)
+    for roi in fit.regions:
+        region = take_region(fit.posterior, roi)
         for parameter, name in names.items():
             values = region[name].isel(roi=0)
             if parameter == "S0" and values.max() == values.min():  # a mean curve has one S0, its own

@@ -22,6 +22,7 @@ from ivimbayes.models.relaxation import (
     relaxation_times,
     volume_of,
 )
+from ivimbayes.results.stored import FitView
 
 HDI = 0.95
 
@@ -72,24 +73,18 @@ def correct_fraction(
         As `volume_fraction`; if the fit has no f, times are missing and no field is given, or a region or a
         tissue is unknown.
     """
-    posterior = tree["posterior"].to_dataset()
-    if "f" not in posterior:
+    fit = FitView.of(tree)
+    if "f" not in fit.posterior:
         raise InputError(
             "fit: its signal has no perfusion fraction; give a fit of one that has, biexponential"
         )
-    regions = [str(roi) for roi in posterior["roi"].values]
+    regions = fit.regions
     wanted = ("T2",) if TR is None else ("T2", "T1")
-    if TR is None and not (T1_blood is None and T1_tissue is None):
-        raise InputError("T1 is given without TR; give TR in ms too, or leave T1 out")
-    if tissue and field is None:
-        raise InputError("tissue is given without the field strength; give the field in T too")
-    for time, value in (("TE", TE), ("TR", TR))[: 1 if TR is None else 2]:
-        one_time(time, value, LEAST[time])
-    names = _tissues(tree, regions, tissue)
+    _check_options(TE, TR, T1_blood is not None or T1_tissue is not None, tissue, field)
+    names = _tissues(fit, tissue)
     T2, T1 = _by_region(T2_tissue, regions), _by_region(T1_tissue, regions)
     blood = _chosen("blood", "blood", {"T2": T2_blood, "T1": T1_blood}, wanted, field)
-    f, f_roi = posterior["f"], posterior["f_roi"]
-    voxel_roi = posterior["voxel_roi"].values.astype(str)
+    f, f_roi = fit.posterior["f"], fit.posterior["f_roi"]
     volume = xr.full_like(f, np.nan, dtype=float).transpose(*SAMPLES, "voxel")
     volume_roi = xr.full_like(f_roi, np.nan, dtype=float).transpose(*SAMPLES, "roi")
     streams: dict[Any, int] = {}
@@ -108,7 +103,7 @@ def correct_fraction(
         )
         stream = streams.setdefault((known["T2_tissue"], known.get("T1_tissue")), len(streams))
         weight = log_weight(TE, TR, known, drawn_sizes(f_roi), seed, stream)
-        inside = voxel_roi == region
+        inside = fit.voxels(region)
         volume[:, :, inside] = volume_of(f.isel(voxel=inside), weight).transpose(*SAMPLES, "voxel").values
         volume_roi[:, :, i] = volume_of(f_roi.isel(roi=i), weight).transpose(*SAMPLES).values
     made = xr.Dataset({"f_volume": volume, "f_volume_roi": volume_roi})
@@ -119,6 +114,18 @@ def correct_fraction(
         "relaxation": json.dumps(record),
     }  # fmt: skip
     return made
+
+
+def _check_options(
+    TE: float, TR: float | None, T1: bool, tissue: Mapping[str, str] | None, field: float | None
+) -> None:
+    """Refuse options that need another, and times out of range; `T1` is whether one is given."""
+    if TR is None and T1:
+        raise InputError("T1 is given without TR; give TR in ms too, or leave T1 out")
+    if tissue and field is None:
+        raise InputError("tissue is given without the field strength; give the field in T too")
+    for time, value in (("TE", TE), ("TR", TR))[: 1 if TR is None else 2]:
+        one_time(time, value, LEAST[time])
 
 
 def tabulate_fractions(tree: xr.DataTree, corrected: xr.Dataset) -> pd.DataFrame:
@@ -165,10 +172,9 @@ def _chosen(
     }
 
 
-def _tissues(tree: xr.DataTree, regions: list[str], tissue: Mapping[str, str] | None) -> dict[str, str]:
-    priors = json.loads(tree.attrs.get("priors", "{}"))
-    of_prior = {region: priors.get(region, {}).get("name", region) for region in regions}
-    return {region: name or of_prior[region] for region, name in _by_region(tissue or None, regions).items()}
+def _tissues(fit: FitView, tissue: Mapping[str, str] | None) -> dict[str, str]:
+    named = _by_region(tissue or None, fit.regions)
+    return {region: name or fit.tissues[region] for region, name in named.items()}
 
 
 def _by_region(value: Any, regions: list[str]) -> dict[str, Any]:
