@@ -5,7 +5,6 @@ the likelihood to a power alpha near 1 and asks how far the posterior moves. Not
 draws are weighted, and ArviZ turns the weights into a sensitivity.
 """
 
-import json
 from dataclasses import dataclass
 
 import arviz as az
@@ -18,10 +17,11 @@ from scipy.stats import rankdata
 
 from ivimbayes.errors import InputError
 from ivimbayes.models.correlation import beta_shapes, partial_correlations
-from ivimbayes.models.priors import ThetaPrior, TissuePrior
+from ivimbayes.models.priors import ThetaPrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale, signal_scale
 from ivimbayes.results.diagnosis import contraction_of, find_bimodality
+from ivimbayes.results.stored import FitView
 
 THRESHOLD = 0.05
 COMPONENTS = ("all", "mu", "sd", "correlation", "S0", "sigma")
@@ -85,10 +85,10 @@ def prior_sensitivity(tree: xr.DataTree, component: str = "all") -> pd.DataFrame
     ]
     if absent:
         raise InputError(f"the tree has no {absent[0]}; give a tree from fit, or of its posterior.nc")
-    spec, rows, kurtosis = ModelSpec.from_json(tree.attrs["spec"]), [], {}
-    priors = json.loads(tree.attrs["priors"])
-    for roi in tree["posterior"].to_dataset()["roi"].values.tolist():
-        draws = _top_level(tree, roi, spec, TissuePrior.from_dict(priors[roi]).theta(spec.signal))
+    fit, rows, kurtosis = FitView.of(tree), [], {}
+    spec = fit.spec
+    for roi in fit.regions:
+        draws = _top_level(fit, roi, spec, fit.priors[roi].theta(spec.signal))
         whole = np.sum(list(draws.log_prior.values()), axis=0)
         log_prior = whole if component == "all" else draws.log_prior.get(component)
         log_likelihood, kurtosis[roi] = marginal_log_likelihood(draws.coordinates, whole + draws.log_jacobian)
@@ -173,19 +173,17 @@ class _Draws:
     log_jacobian: np.ndarray
 
 
-def _top_level(tree: xr.DataTree, roi: str, spec: ModelSpec, prior: ThetaPrior) -> _Draws:
+def _top_level(tree: xr.DataTree | FitView, roi: str, spec: ModelSpec, prior: ThetaPrior) -> _Draws:
     """Draws and log prior of one region, in the units of its scaled signals, up to constants."""
-    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    inside = constant["voxel_roi"].values == roi
-    scale = signal_scale(tree["observed_data"].to_dataset()["signal"].values[inside])
-    noise_scale = sigma_scale(constant["averages"].values[inside])
-    pooled = str(constant["level"].sel(roi=roi).values) == "voxel"
-    mine = posterior.drop_dims("voxel").sel(roi=roi).transpose("chain", "draw", ...)
+    fit = FitView.of(tree)
+    scale, noise_scale = signal_scale(fit.signals(roi)), sigma_scale(fit.averages(roi))
+    pooled = fit.level(roi) == "voxel"
+    mine = fit.posterior.drop_dims("voxel").sel(roi=roi).transpose("chain", "draw", ...)
     mu, sigma = mine["mu"].values, mine["sigma"].values / scale
     if pooled:
         S0 = mine["S0_roi"].values / scale
     else:  # a mean curve has one S0, its own
-        own = posterior["S0"].isel(voxel=int(np.flatnonzero(inside)[0]))
+        own = fit.posterior["S0"].isel(voxel=int(fit.voxels(roi)[0]))
         S0 = own.transpose("chain", "draw").values / scale
     log_prior = {
         "mu": _normal((mu - prior.centre) / prior.width).sum(axis=-1),

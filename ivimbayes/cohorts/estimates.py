@@ -1,10 +1,8 @@
 """What each fit of a study knows of its regions, in few numbers: what the level above takes."""
 
-import csv
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -13,11 +11,13 @@ from arviz_stats.base import array_stats
 
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.netcdf import check_netcdf
-from ivimbayes.io.text import one_line, read_json
+from ivimbayes.io.tables import read_table
+from ivimbayes.io.text import one_line
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.results.diagnosis import diagnose
+from ivimbayes.results.stored import FitView, stored_priors
 
 LEAST_GAIN = -0.5  # of a scan's information on a direction of theta, over the prior's
 Fit = xr.DataTree | str | Path
@@ -110,10 +110,10 @@ def _read(one: Fit, place: int) -> tuple[ModelSpec, dict[str, TissuePrior], dict
             raise InputError(
                 f"fits[{place}]: not a fit; give a tree from fit, or the path of its posterior.nc"
             )
-        posterior = one["posterior"].to_dataset()
-        names = posterior["roi"].values.astype(str).tolist()
-        mu, spec, priors = posterior["mu"].transpose(..., "roi", "parameter").values, *_attrs(one.attrs)
-        failed = {name for name, d in diagnose(one, voxels=False).items() if d.verdict == "failed"}
+        fit = FitView.of(one)
+        mu = fit.posterior["mu"].transpose(..., "roi", "parameter").values
+        names, spec, priors = fit.regions, fit.spec, fit.priors
+        failed = {name for name, d in diagnose(fit, voxels=False).items() if d.verdict == "failed"}
     else:
         path = Path(one)
         path = path / "posterior.nc" if path.is_dir() else path
@@ -124,7 +124,7 @@ def _read(one: Fit, place: int) -> tuple[ModelSpec, dict[str, TissuePrior], dict
             with h5py.File(path) as file:
                 mu = file["posterior/mu"][...]
                 names = [name.decode() for name in file["posterior/roi"][...]]
-                spec, priors = _attrs(file.attrs)
+                spec, priors = ModelSpec.from_json(file.attrs["spec"]), stored_priors(file.attrs)
                 missing = [name for name in names if name not in priors]
         except (OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
             raise InputError(
@@ -143,21 +143,10 @@ def _failed(path: Path) -> set[str]:
     beside = path.with_name(path.name.replace("posterior.nc", "summary.tsv"))
     if not beside.is_file():
         raise InputError(f"{beside}: no such file, which holds the verdicts; run ivimbayes fit again")
-    try:
-        with beside.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        if any(None in row for row in rows):
-            raise ValueError("a row is longer than its header")
-        return {row["roi"] for row in rows if row["verdict"] == "failed"}
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{beside}: not a table of a fit ({one_line(error)}); run ivimbayes fit again"
-        ) from None
-
-
-def _attrs(attrs: Any) -> tuple[ModelSpec, dict[str, TissuePrior]]:
-    spec = ModelSpec.from_json(attrs["spec"])
-    return spec, {name: TissuePrior.from_dict(p) for name, p in read_json(attrs["priors"]).items()}
+    table = read_table(beside, "run ivimbayes fit again", dtype=str)
+    if absent := [name for name in ("roi", "verdict") if name not in table]:
+        raise InputError(f"{beside}: not a table of a fit ({absent[0]!r}); run ivimbayes fit again")
+    return set(table.loc[table["verdict"] == "failed", "roi"])
 
 
 def gaussian_likelihood(

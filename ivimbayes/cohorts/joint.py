@@ -17,8 +17,8 @@ from ivimbayes.fitting.packing import model_data
 from ivimbayes.fitting.starts import prepare_region
 from ivimbayes.models.correlation import correlations
 from ivimbayes.models.pymc_model import build_joint_model
-from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec, sigma_scale, signal_scale
+from ivimbayes.models.spec import sigma_scale, signal_scale
+from ivimbayes.results.stored import FitView
 
 TUNE, ACCEPT = 1000, 0.9
 
@@ -63,21 +63,7 @@ def fit_joint(
     InputError
         If the design does not fit, or the fits are of another noise or population.
     """
-    for n, tree in enumerate(fits):
-        if not isinstance(tree, xr.DataTree) or "spec" not in tree.attrs:
-            raise InputError(f"fits[{n}]: not a fit; give trees from fit, or from read_tree")
-        spec = ModelSpec.from_json(tree.attrs["spec"])
-        if (tree["constant_data"]["level"] != "voxel").any():
-            raise InputError(f"fits[{n}]: of a mean curve; the joint model takes voxels (--level voxel)")
-        if len(SIGNALS[spec.signal].parameters) < 2:
-            raise InputError(
-                f"fits[{n}]: of the {spec.signal} signal; the joint model takes two parameters or more"
-            )
-        if spec.noise != "gaussian" or spec.population != "normal":
-            raise InputError(
-                f"fits[{n}]: of {spec.noise} noise and a {spec.population} population; "
-                "the joint model takes gaussian noise and a normal population"
-            )
+    views = [_checked(tree, n) for n, tree in enumerate(fits)]
     check_options(draws, chains, seed, cores)
     estimates = region_estimates(fits)
     plan = read_design(design, len(fits), effects)
@@ -85,7 +71,7 @@ def fit_joint(
     for r, roi in enumerate(estimates["roi"].values.astype(str)):
         data, centre, width, spread, repeated, order = region_data(estimates.isel(roi=r), plan)
         density = Density(data, centre, width, spread, repeated)
-        arrays = _voxels([fits[n] for n in order], roi)
+        arrays = _voxels([views[n] for n in order], roi)
         P, q = density.P, data[2].shape[1]
         scale = density.scale
         subject = np.repeat(np.arange(len(data[3]) - 1), np.diff(data[3]))
@@ -96,7 +82,7 @@ def fit_joint(
             "shapes": density.shapes, "spread": np.tile(spread, (len(order), 1)), "scan_Lambda": data[0],
             "scan_eta": data[1],
         }  # fmt: skip
-        model = build_joint_model(arrays, spec, repeated)
+        model = build_joint_model(arrays, views[-1].spec, repeated)
         compiled = nutpie.compile_pymc_model(model)
         tree = nutpie.sample(
             compiled, draws=draws, tune=TUNE, chains=chains, cores=cores, seed=seed, target_accept=ACCEPT,
@@ -106,23 +92,41 @@ def fit_joint(
     return as_cohort(found, estimates, plan, seed)
 
 
-def _voxels(fits: Sequence[xr.DataTree], roi: str) -> dict[str, np.ndarray]:
+def _checked(tree: xr.DataTree, place: int) -> FitView:
+    """View of a fit whose voxels the joint model takes; others are refused."""
+    if not isinstance(tree, xr.DataTree) or "spec" not in tree.attrs:
+        raise InputError(f"fits[{place}]: not a fit; give trees from fit, or from read_tree")
+    fit = FitView.of(tree)
+    if (fit.constant["level"] != "voxel").any():
+        raise InputError(f"fits[{place}]: of a mean curve; the joint model takes voxels (--level voxel)")
+    if len(fit.signal.parameters) < 2:
+        raise InputError(
+            f"fits[{place}]: of the {fit.spec.signal} signal; the joint model takes two parameters or more"
+        )
+    if fit.spec.noise != "gaussian" or fit.spec.population != "normal":
+        raise InputError(
+            f"fits[{place}]: of {fit.spec.noise} noise and a {fit.spec.population} population; "
+            "the joint model takes gaussian noise and a normal population"
+        )
+    return fit
+
+
+def _voxels(fits: Sequence[FitView], roi: str) -> dict[str, np.ndarray]:
     """Arrays of the voxels of one region of all scans, each scan over its own scale."""
     parts, scans, sigma = [], [], []
-    for n, tree in enumerate(fits):
-        constant = tree["constant_data"].to_dataset()
-        mine = constant["voxel_roi"].values == roi
+    for n, fit in enumerate(fits):
+        mine = fit.voxels(roi)
         voxels = xr.Dataset(
             {
-                "signal": tree["observed_data"]["signal"].transpose("voxel", "measurement")[mine],
-                "averages": constant["averages"].transpose("voxel", "measurement")[mine],
-                "b": constant["b"],
+                "signal": fit.observed["signal"].transpose("voxel", "measurement")[mine],
+                "averages": fit.constant["averages"].transpose("voxel", "measurement")[mine],
+                "b": fit.constant["b"],
             },
             attrs={"level": "voxel", "label": 1},
         ).drop_vars(["roi"], errors="ignore")
-        spec, scale = ModelSpec.from_json(tree.attrs["spec"]), signal_scale(voxels["signal"].values)
-        task = prepare_region(roi, voxels, spec, scale)
-        parts.append(model_data(voxels, spec, task.starts[0], scale))
+        scale = signal_scale(voxels["signal"].values)
+        task = prepare_region(roi, voxels, fit.spec, scale)
+        parts.append(model_data(voxels, fit.spec, task.starts[0], scale))
         scans.append(np.full(len(parts[-1]["observed"]), n))
         sigma.append(sigma_scale(parts[-1]["averages"]))
     if any(not np.array_equal(part["b"], parts[0]["b"]) for part in parts):

@@ -1,6 +1,5 @@
 """Populations of voxels, from a fit: one for each label of a scan."""
 
-import json
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +11,9 @@ from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.io.scans import roi_names
 from ivimbayes.models.correlation import covariance
 from ivimbayes.models.population import draw_region_prior
-from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec
 from ivimbayes.results.diagnosis import diagnose
-from ivimbayes.voxelwise.status import SPACE
+from ivimbayes.results.stored import FitView
 
 POPULATION_DRAWS = 4096
 
@@ -64,11 +61,9 @@ class PopulationDraws:
         return np.array([*(np.var(v) for v in values), np.var(self.S0) + np.mean(self.S0_sd**2)])
 
 
-def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, PopulationDraws]:
+def find_populations(scan: xr.Dataset, fit: FitView) -> dict[int, PopulationDraws]:
     """Find the population of each label of the scan."""
-    spec = ModelSpec.from_json(fit.attrs["spec"])
-    posterior = fit["posterior"].to_dataset()
-    fitted = posterior["roi"].values.tolist()
+    spec, fitted = fit.spec, fit.regions
     verdicts = {name: d.verdict for name, d in diagnose(fit, voxels=False).items()}
     names = roi_names(scan)
     absent = [name for name in names.values() if name not in fitted]
@@ -88,7 +83,7 @@ def find_populations(scan: xr.Dataset, fit: xr.DataTree) -> dict[int, Population
     for label, name in names.items():
         chosen = [name] if name in fitted else [r for r in fitted if verdicts[r] != "failed"] or fitted
         shrink = (spec.nu - 2) / spec.nu if spec.population == "student_t" else 1.0  # of covariance to scale
-        drawn = _pool([_population(fit, posterior, roi) for roi in chosen], shrink)
+        drawn = _pool([_population(fit, roi) for roi in chosen], shrink)
         worst = max((verdicts[r] for r in chosen), key=("converged", "doubtful", "failed").index)
         result[label] = PopulationDraws(
             names=tuple(chosen),
@@ -118,9 +113,9 @@ def _pool(parts: list[dict[str, np.ndarray]], shrink: float) -> dict[str, np.nda
     }
 
 
-def _population(fit: xr.DataTree, posterior: xr.Dataset, roi: str) -> dict[str, np.ndarray]:
+def _population(fit: FitView, roi: str) -> dict[str, np.ndarray]:
     """Draws of one fitted region's population of voxels."""
-    region, constant = posterior.drop_dims("voxel").sel(roi=roi), fit["constant_data"].to_dataset()
+    region = fit.posterior.drop_dims("voxel").sel(roi=roi)
     flat = {
         name: region[name].transpose("chain", "draw", ...).values.astype(float).reshape(-1, *size)
         for name, size in (
@@ -132,27 +127,22 @@ def _population(fit: xr.DataTree, posterior: xr.Dataset, roi: str) -> dict[str, 
             ("S0_sd", ()),
         )
     }
-    mine = constant["voxel_roi"].values == roi
-    averaged, level = int(constant["averaged"].sel(roi=roi)), str(constant["level"].sel(roi=roi).values)
+    averaged, level = int(fit.record(roi)["averaged"]), fit.level(roi)
     # curves averaged over voxels have less noise, and differ less, than voxels do; by how much less they
     # differ depends on how alike neighbours are: here they are no more alike than others
     sigma, S0_sd = flat["sigma"] * np.sqrt(averaged), flat["S0_sd"]
     sd, correlation = flat["sd"], flat["correlation"]
     if level == "mean":  # a curve says nothing of the spread between voxels: it is that of the prior
-        prior = TissuePrior.from_dict(json.loads(fit.attrs["priors"])[roi])
-        drawn = draw_region_prior(
-            prior, len(sd), np.random.default_rng(0), ModelSpec.from_json(fit.attrs["spec"]).eta
-        )
+        drawn = draw_region_prior(fit.priors[roi], len(sd), np.random.default_rng(0), fit.spec.eta)
         sd, correlation = drawn["sd"], drawn["correlation"]
     else:
         sd, S0_sd = sd * np.sqrt(averaged), S0_sd * np.sqrt(averaged)
-    place = np.stack([constant[axis].values[mine] for axis in SPACE], axis=1)
-    observed = fit["observed_data"]["signal"].transpose("voxel", "measurement").values[mine]
+    observed = fit.signals(roi)
     single = averaged == 1 and level == "voxel"
     return {
         "mean": flat["mu"],
         "covariance": covariance(np.maximum(sd, 1e-4), np.clip(correlation, -0.9999, 0.9999)),
         "sigma": sigma, "S0": flat["S0_roi"], "S0_sd": S0_sd,
-        "own": place.round().astype(int) if single else np.empty((0, 3), int),
+        "own": fit.index(roi).round().astype(int) if single else np.empty((0, 3), int),
         "own_signal": observed if single else np.empty((0, observed.shape[1])),
     }  # fmt: skip

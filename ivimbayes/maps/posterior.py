@@ -19,9 +19,9 @@ from ivimbayes.maps.files import map_attrs
 from ivimbayes.maps.populations import find_populations
 from ivimbayes.maps.stores import MapStore, MemoryStore, ZarrStore
 from ivimbayes.models.signals import PARAMETERS
-from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import connect
 from ivimbayes.progress import MapProgress
+from ivimbayes.results.stored import FitView
 from ivimbayes.voxelwise.status import MAPPED
 from ivimbayes.voxelwise.workspace import WIDTH
 
@@ -32,7 +32,7 @@ BLOCKS, FEWEST, MOST = 24, 1024, 16_384  # of a volume at least, and voxels of a
 
 def posterior_maps(
     scan: xr.Dataset,
-    fit: xr.DataTree,
+    fit: xr.DataTree | FitView,
     *,
     noise: str | None = None,
     interval: float = 0.95,
@@ -118,9 +118,10 @@ def posterior_maps(
     residual of probability below 1e-6 (Gaussian noise), or a population that `diagnose` finds doubtful.
     ``failed``: Pareto k above 1, or a population that failed.
     """
+    fit = FitView.of(fit)
     if reason := why_not_mapped(fit, noise):
         raise InputError(f"maps: {reason}; fit the scan with that")
-    noise = ModelSpec.from_json(fit.attrs["spec"]).noise if noise is None else noise
+    noise = fit.spec.noise if noise is None else noise
     task = _make_task(
         scan, fit, noise=noise, interval=interval, keep_draws=keep_draws, perfusion_prior=perfusion_prior,
         draws=DRAWS.get(noise, 512) if draws is None else draws, seed=seed,
@@ -156,9 +157,9 @@ def posterior_maps(
     return _finish(sink, scan, task, attrs)
 
 
-def why_not_mapped(fit: xr.DataTree, noise: str | None = None) -> str:
+def why_not_mapped(fit: xr.DataTree | FitView, noise: str | None = None) -> str:
     """Say why a fit cannot be mapped, in words; empty where it can."""
-    spec = ModelSpec.from_json(fit.attrs["spec"])
+    spec = FitView.of(fit).spec
     if spec.population == "mixture":
         return "maps are of a normal or student_t population, the fit's is a mixture"
     if spec.signal != "biexponential":
@@ -168,7 +169,7 @@ def why_not_mapped(fit: xr.DataTree, noise: str | None = None) -> str:
     return ""
 
 
-def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:
+def _make_task(scan: xr.Dataset, fit: FitView, **options: Any) -> Task:
     for name, good, way in (
         ("noise", options["noise"] in NOISES, f"accepted are {', '.join(NOISES)}"),
         ("interval", 0 < options["interval"] < 1, "give a probability between 0 and 1, such as 0.95"),
@@ -183,7 +184,7 @@ def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:
         raise InputError(
             "noise rician: the images are real-valued, whose noise is gaussian; choose one of the two"
         )
-    if "averaged" not in fit["constant_data"].data_vars:
+    if "averaged" not in fit.constant.data_vars:
         raise InputError("fit: written by another version of ivimbayes; run ivimbayes fit again")
     _compare_protocols(scan, fit)
     return Task(
@@ -196,10 +197,9 @@ def _make_task(scan: xr.Dataset, fit: xr.DataTree, **options: Any) -> Task:
     )
 
 
-def _compare_protocols(scan: xr.Dataset, fit: xr.DataTree) -> None:
+def _compare_protocols(scan: xr.Dataset, fit: FitView) -> None:
     """Warn where sigma of the fit may not be that of the scan."""
-    constant = fit["constant_data"].to_dataset()
-    b, averages = constant["b"].values, constant["averages"].values.max(axis=0)
+    b, averages = fit.b, fit.constant["averages"].values.max(axis=0)
     source = scan.attrs.get("source", "scan")
     if not np.array_equal(b, scan["b"].values):
         found, fitted = (f"{len(v)} from {v.min():g} to {v.max():g}" for v in (scan["b"].values, b))
@@ -209,7 +209,7 @@ def _compare_protocols(scan: xr.Dataset, fit: xr.DataTree) -> None:
             InputWarning,
             stacklevel=4,
         )
-    elif (constant["averaged"] == 1).all() and not np.allclose(averages, scan["averages"].values):
+    elif (fit.constant["averaged"] == 1).all() and not np.allclose(averages, scan["averages"].values):
         warnings.warn(
             f"{source}: its averages are not those of the fit; give the same --averages",
             InputWarning,
@@ -246,15 +246,14 @@ def _signal_digest(scan: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _attrs(scan: xr.Dataset, fit: xr.DataTree, task: Task) -> dict[str, Any]:
-    spec = ModelSpec.from_json(fit.attrs["spec"])
+def _attrs(scan: xr.Dataset, fit: FitView, task: Task) -> dict[str, Any]:
     names = roi_names(scan)
     return {
-        "model": spec.signal, "noise": task.noise, "population_model": spec.population,
+        "model": fit.spec.signal, "noise": task.noise, "population_model": fit.spec.population,
         "population": json.dumps({names[k]: list(p.names) for k, p in task.populations.items()}),
         "interval": task.interval, "perfusion_prior": task.perfusion_prior, "draws": task.draws,
         "seed": task.seed, "inputs": scan.attrs.get("inputs", "{}"), "source": scan.attrs.get("source", ""),
-        "fit_inputs": fit.attrs.get("inputs", "{}"), "fit_seed": int(fit.attrs.get("seed", 0)),
+        "fit_inputs": fit.tree.attrs.get("inputs", "{}"), "fit_seed": int(fit.tree.attrs.get("seed", 0)),
         "versions": json.dumps({p: version(p) for p in ("ivimbayes", "numpy", "numba")}),
     }  # fmt: skip
 
