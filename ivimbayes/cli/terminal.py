@@ -12,6 +12,7 @@ from rich.table import Table
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.results.diagnosis import Diagnosis
+from ivimbayes.results.stored import FitView
 
 STYLES = {"converged": "green", "caution": "yellow", "doubtful": "yellow", "failed": "red"}
 
@@ -42,7 +43,7 @@ def _show(console: Console, table: Table) -> None:
 def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.DataTree) -> None:
     """Print the posterior of each region and what was found about it."""
     console = Console(markup=False, highlight=False, width=None)
-    posterior, priors = tree["posterior"].to_dataset(), json.loads(tree.attrs["priors"])
+    fit = FitView.of(tree)
     shown = _table("region", "", "unit", "median", "95 % HDI", "spread", "ESS", "R-hat")
     for roi, rows in table.groupby("roi", sort=False):
         for i, row in enumerate(rows[~rows["parameter"].isin(["S0", "sigma"])].to_dict("records")):
@@ -56,11 +57,11 @@ def print_fit(table: pd.DataFrame, diagnoses: Mapping[str, Diagnosis], tree: xr.
     _show(console, shown)
     console.print()
     for roi, diagnosis in diagnoses.items():
-        fitted = int((posterior["voxel_roi"].values == roi).sum())
+        fitted = len(fit.voxels(roi))
         console.print(f"{roi}: ", end="")
         console.print(diagnosis.verdict, style=STYLES[diagnosis.verdict], end="")
         console.print(
-            f" ({fitted} {'curve' if fitted == 1 else 'voxels'}, prior of {priors[str(roi)]['name']})"
+            f" ({fitted} {'curve' if fitted == 1 else 'voxels'}, prior of {fit.priors[str(roi)].name})"
         )
         for finding in diagnosis.findings:
             console.print(f"  {finding.level}: ", style=STYLES.get(finding.level), end="")

@@ -18,20 +18,18 @@ from ivimbayes.plotting.style import (
     BLUE,
     GREY,
     ORANGE,
-    check_region,
-    inside,
+    fit_with,
     label_of,
     many_axes,
-    need,
     okabe_ito,
     one_axes,
     plain,
     region_draws,
-    regions_of,
     signal_of,
 )
 from ivimbayes.results.comparison import Comparison
 from ivimbayes.results.leave_one_out import VoxelDraws, leave_one_out, smoothed_weights
+from ivimbayes.results.stored import FitView
 
 PIT_DRAWS, PIT_VOXELS = 1000, 50  # draws in all, and voxels at a time
 BAND = 0.95
@@ -61,10 +59,9 @@ def plot_trace(tree: xr.DataTree, roi: str) -> Any:
     InputError
         If there is no such region, or the tree lacks what is drawn.
     """
-    need(tree, "posterior", "sample_stats")
-    check_region(tree, roi)
+    fit = fit_with(tree, "posterior", "sample_stats", roi=roi)
     stats = tree["sample_stats"].to_dataset().sel(roi=roi, drop=True)[["diverging"]]
-    values = _region_values(tree, [roi]).isel(region=0, drop=True)
+    values = _region_values(fit, [roi]).isel(region=0, drop=True)
     with okabe_ito():
         return az.plot_trace_dist(
             xr.DataTree.from_dict({"posterior": values, "sample_stats": stats}),
@@ -99,8 +96,8 @@ def plot_ess(tree: xr.DataTree) -> Any:
     InputError
         If the tree has no posterior.
     """
-    regions = regions_of(tree)
-    values = _region_values(tree, regions)
+    fit = fit_with(tree, "posterior")
+    regions, values = fit.regions, _region_values(fit, fit.regions)
     size = (1.0 + 2.2 * len(regions), 1.7 * len(values))
     with okabe_ito(), az.rc_context({"plot.max_subplots": None}):
         return az.plot_ess(
@@ -135,8 +132,8 @@ def plot_khat(tree: xr.DataTree) -> Any:
     InputError
         If the tree lacks what is drawn.
     """
-    need(tree, "posterior", "observed_data", "constant_data")
-    found = {roi: leave_one_out(tree, roi) for roi in regions_of(tree)}
+    fit = fit_with(tree, "posterior", "observed_data", "constant_data")
+    found = {roi: leave_one_out(fit, roi) for roi in fit.regions}
     k = [
         xr.DataArray(
             each.pareto_k.values.ravel(),
@@ -185,12 +182,12 @@ def plot_energy(tree: xr.DataTree, axes: Any = None) -> Any:
     InputError
         If the tree lacks what is drawn, or there are not as many axes as regions.
     """
-    need(tree, "posterior", "sample_stats", "constant_data")
-    regions = regions_of(tree)
+    fit = fit_with(tree, "posterior", "sample_stats", "constant_data")
+    regions = fit.regions
     axes = many_axes(axes, regions, (2.8, 2.8))
     for ax, roi in zip(axes, regions, strict=True):
         energy = tree["sample_stats"]["energy"].sel(roi=roi).transpose("chain", "draw").values
-        record = tree["constant_data"].to_dataset().sel(roi=roi)
+        record = fit.record(roi)
         every = round(float(record["transitions"]) / energy.size)
         centred, change = energy - energy.mean(), np.diff(energy, axis=1)
         edges = np.histogram_bin_edges(np.concatenate([centred.ravel(), change.ravel()]), BINS)
@@ -242,9 +239,8 @@ def plot_loo_pit(tree: xr.DataTree, roi: str, ax: Any = None) -> Any:
     InputError
         If there is no such region, or the tree lacks what is drawn.
     """
-    need(tree, "posterior", "observed_data", "constant_data")
-    check_region(tree, roi)
-    pit = np.sort(leave_one_out_pit(tree, roi).ravel())
+    fit = fit_with(tree, "posterior", "observed_data", "constant_data", roi=roi)
+    pit = np.sort(leave_one_out_pit(fit, roi).ravel())
     ax = one_axes(ax)
     half = float(kstwo.ppf(BAND, pit.size))
     ax.fill_between([0, 1], -half, half, color=GREY, alpha=0.2, lw=0, label=f"{100 * BAND:.0f} % band")
@@ -262,11 +258,11 @@ def plot_loo_pit(tree: xr.DataTree, roi: str, ax: Any = None) -> Any:
     return ax
 
 
-def leave_one_out_pit(tree: xr.DataTree, roi: str) -> np.ndarray:
+def leave_one_out_pit(tree: xr.DataTree | FitView, roi: str) -> np.ndarray:
     """Probability of a smaller measurement, given the voxel's others, (voxel, measurement)."""
-    parts, voxels = [], int(inside(tree, roi).sum())
-    for start in range(0, voxels, PIT_VOXELS):
-        draws = VoxelDraws.of(tree, roi, PIT_DRAWS, slice(start, start + PIT_VOXELS))
+    fit, parts = FitView.of(tree), []
+    for start in range(0, len(fit.voxels(roi)), PIT_VOXELS):
+        draws = VoxelDraws.of(fit, roi, PIT_DRAWS, slice(start, start + PIT_VOXELS))
         density = xr.DataArray(draws.log_predictive(), dims=("chain", "draw", "voxel", "measurement"))
         weights = np.exp(smoothed_weights(density)[0].transpose(*density.dims).values)
         parts.append((weights * draws.cumulative()).sum(axis=(0, 1)))
@@ -378,12 +374,11 @@ def plot_calibration(
     return axes
 
 
-def _region_values(tree: xr.DataTree, regions: list[str]) -> xr.Dataset:
-    """VoxelDraws (chain, draw, region) of what is reported of the regions, in the units shown."""
-    need(tree, "posterior")
-    names = (*signal_of(tree).parameters, "sigma")
-    data = {n: np.stack([region_draws(tree, n, roi) for roi in regions], axis=-1) for n in names}
-    coords = {dim: tree["posterior"][dim].values for dim in ("chain", "draw")} | {"region": regions}
+def _region_values(fit: FitView, regions: list[str]) -> xr.Dataset:
+    """Draws (chain, draw, region) of what is reported of the regions, in the units shown."""
+    names = (*signal_of(fit).parameters, "sigma")
+    data = {n: np.stack([region_draws(fit, n, roi) for roi in regions], axis=-1) for n in names}
+    coords = {dim: fit.posterior[dim].values for dim in ("chain", "draw")} | {"region": regions}
     return xr.Dataset({n: (("chain", "draw", "region"), v) for n, v in data.items()}, coords)
 
 

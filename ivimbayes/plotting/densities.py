@@ -12,11 +12,10 @@ from ivimbayes.plotting.style import (
     BLUE,
     GREY,
     ORANGE,
-    check_region,
+    fit_with,
     label_of,
     log_scale,
     many_axes,
-    need,
     one_axes,
     plain,
     region_draws,
@@ -25,6 +24,7 @@ from ivimbayes.plotting.style import (
     to_line,
     unit_of,
 )
+from ivimbayes.results.stored import FitView
 
 MOST = 2000  # draws that a density is made of
 POINTS, GRID = 400, 100
@@ -33,7 +33,7 @@ NARROW = 0.1  # of what is shown: a narrower posterior is drawn on a logarithmic
 LEVELS = (0.95, 0.5)  # probability inside the contours, the outer first
 
 
-def plot_prior_posterior(tree: xr.DataTree, roi: str, axes: Any = None) -> Any:
+def plot_prior_posterior(tree: xr.DataTree | FitView, roi: str, axes: Any = None) -> Any:
     """Plot posterior and prior density of each parameter of a region's median voxel.
 
     Parameters
@@ -58,11 +58,10 @@ def plot_prior_posterior(tree: xr.DataTree, roi: str, axes: Any = None) -> Any:
         If there is no such region, the tree has no prior, a value does not vary, or there are not as many
         axes as parameters.
     """
-    need(tree, "posterior", "prior")
-    check_region(tree, roi)
-    names = signal_of(tree).parameters
+    fit = fit_with(tree, "posterior", "prior", roi=roi)
+    names = signal_of(fit).parameters
     draws = {
-        group: {name: _varying(region_draws(tree, name, roi, group), name, roi) for name in names}
+        group: {name: _varying(region_draws(fit, name, roi, group), name, roi) for name in names}
         for group in ("posterior", "prior")
     }
     axes = many_axes(axes, names, (3.0, 2.8))
@@ -96,7 +95,7 @@ def plot_prior_posterior(tree: xr.DataTree, roi: str, axes: Any = None) -> Any:
     return axes
 
 
-def plot_joint(tree: xr.DataTree, roi: str, x: str = "f", y: str = "D_star", ax: Any = None) -> Any:
+def plot_joint(tree: xr.DataTree | FitView, roi: str, x: str = "f", y: str = "D_star", ax: Any = None) -> Any:
     """Plot the joint posterior density of two values of a region.
 
     Parameters
@@ -120,15 +119,14 @@ def plot_joint(tree: xr.DataTree, roi: str, x: str = "f", y: str = "D_star", ax:
     InputError
         If there is no such region or parameter, both are the same, or one does not vary.
     """
-    need(tree, "posterior")
-    check_region(tree, roi)
-    accepted = (*signal_of(tree).parameters, "S0", "sigma")
+    fit = fit_with(tree, "posterior", roi=roi)
+    accepted = (*signal_of(fit).parameters, "S0", "sigma")
     for what, name in (("x", x), ("y", y)):
         if name not in accepted:
             raise InputError(f"{what} {name!r}; accepted are {', '.join(accepted)}")
     if x == y:
         raise InputError(f"x and y are both {x!r}; give two parameters of {', '.join(accepted)}")
-    pair = [_varying(region_draws(tree, name, roi), name, roi) for name in (x, y)]
+    pair = [_varying(region_draws(fit, name, roi), name, roi) for name in (x, y)]
     kept = np.linspace(0, pair[0].size - 1, min(MOST, pair[0].size)).astype(int)
     at = np.stack([each[kept] for each in pair])
     grid = [np.linspace(*_widened(each), GRID) for each in at]

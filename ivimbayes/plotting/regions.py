@@ -14,22 +14,21 @@ from ivimbayes.plotting.style import (
     GREY,
     ORANGE,
     PURPLE,
-    check_region,
-    inside,
+    fit_with,
     interval_of,
     label_of,
     legend_above,
     log_scale,
     many_axes,
     name_regions,
-    need,
     one_axes,
     plain,
     region_draws,
     regions_of,
     signal_of,
 )
-from ivimbayes.results.regions import voxels_of
+from ivimbayes.results.regions import take_region
+from ivimbayes.results.stored import FitView
 from ivimbayes.results.summary import HDI, NORMAL_SD
 
 BAND = (0.025, 0.5, 0.975)
@@ -38,7 +37,7 @@ VOXEL_DRAWS = 250  # of a chain
 GOLDEN = 0.618034  # multiples of it, modulo 1, spread points evenly
 
 
-def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -> Any:
+def plot_decay(tree: xr.DataTree | FitView, roi: str, ax: Any = None, curves: int = 200) -> Any:
     """Plot the signal decay of a region with its posterior.
 
     Parameters
@@ -64,14 +63,13 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
     InputError
         If there is no such region, or the tree lacks what is drawn.
     """
-    need(tree, "posterior", "observed_data", "posterior_predictive")
-    check_region(tree, roi)
-    posterior, signal = tree["posterior"].to_dataset(), signal_of(tree)
+    fit = fit_with(tree, "posterior", "observed_data", "posterior_predictive", roi=roi)
+    posterior, signal, mine = fit.posterior, signal_of(fit), fit.voxels(roi)
     ax = one_axes(ax)
     names = [f"{p}_roi" for p in signal.parameters]
     region = posterior[names].drop_dims("voxel", errors="ignore").sel(roi=roi).stack(sample=("chain", "draw"))
     region = region.isel(sample=np.linspace(0, region.sizes["sample"] - 1, curves).astype(int))
-    measured_b = np.asarray(tree["observed_data"]["b"].values, float)
+    measured_b = np.asarray(fit.observed["b"].values, float)
     b = xr.DataArray(np.linspace(0, measured_b.max(), 201), dims="b")
     each = signal.compartments(b, *(region[f"{p}_roi"] for p in signal.parameters))
     parts = {"region": (sum(weight * decay for weight, decay in each), BLUE, "-")}
@@ -80,9 +78,8 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
         looks = ((GREEN, "--"), (ORANGE, "-."), (PURPLE, ":"))
         for name, (weight, decay), look in zip(["tissue part", *vascular], each, looks, strict=False):
             parts[name] = (weight * decay, *look)
-    mine = inside(tree, roi)
     S0 = posterior["S0"].isel(voxel=mine).median(("chain", "draw"))
-    predictive = (tree["posterior_predictive"]["signal"].isel(voxel=mine) / S0).stack(
+    predictive = (fit.tree["posterior_predictive"]["signal"].isel(voxel=mine) / S0).stack(
         sample=("chain", "draw", "voxel"), create_index=False
     )
     low, _, high = predictive.quantile(BAND, "sample").values
@@ -93,7 +90,7 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
         low, middle, high = curve.quantile(BAND, "sample").values
         ax.fill_between(b, low, high, color=colour, alpha=0.25, lw=0)
         ax.plot(b, middle, color=colour, ls=style, lw=1.5, label=label)
-    measured = (tree["observed_data"]["signal"].isel(voxel=mine) / S0).mean("voxel")
+    measured = (fit.observed["signal"].isel(voxel=mine) / S0).mean("voxel")
     ax.plot(measured_b, measured, "o", ms=4, color="black", label="mean measured")
     bottom = min(0.0, 1.1 * float(measured.min()))
     ax.set(xlabel="b (s/mm²)", ylabel="signal / S0", title=plain(roi), ylim=(bottom, None))
@@ -101,7 +98,7 @@ def plot_decay(tree: xr.DataTree, roi: str, ax: Any = None, curves: int = 200) -
     return ax
 
 
-def plot_predictive(tree: xr.DataTree, roi: str, ax: Any = None) -> Any:
+def plot_predictive(tree: xr.DataTree | FitView, roi: str, ax: Any = None) -> Any:
     """Plot the measured signals of a region's voxels against those that the fit predicts.
 
     At each b value, the 10, 50 and 90 % quantiles over the voxels: of what was measured, and of the draws of
@@ -128,15 +125,14 @@ def plot_predictive(tree: xr.DataTree, roi: str, ax: Any = None) -> Any:
     InputError
         If there is no such region, or the tree lacks what is drawn.
     """
-    need(tree, "posterior", "observed_data", "posterior_predictive")
-    check_region(tree, roi)
-    mine = inside(tree, roi)
-    measured = tree["observed_data"]["signal"].isel(voxel=mine).transpose("voxel", "measurement")
-    predicted = tree["posterior_predictive"]["signal"].isel(voxel=mine)
+    fit = fit_with(tree, "posterior", "observed_data", "posterior_predictive", roi=roi)
+    mine = fit.voxels(roi)
+    measured = fit.observed["signal"].isel(voxel=mine).transpose("voxel", "measurement")
+    predicted = fit.tree["posterior_predictive"]["signal"].isel(voxel=mine)
     predicted = predicted.stack(sample=("chain", "draw"), create_index=False)
-    b = np.asarray(tree["observed_data"]["b"].values, float)
+    b = np.asarray(fit.observed["b"].values, float)
     order = np.argsort(b, kind="stable")
-    single = int(mine.sum()) == 1
+    single = len(mine) == 1
     ax = one_axes(ax)
     for q in (0.5,) if single else tuple(VOXEL_QUANTILES)[::-1]:
         marker, colour, style = VOXEL_QUANTILES[q]
@@ -152,7 +148,7 @@ def plot_predictive(tree: xr.DataTree, roi: str, ax: Any = None) -> Any:
     return ax
 
 
-def plot_regions(tree: xr.DataTree, truth: xr.Dataset | None = None, axes: Any = None) -> Any:
+def plot_regions(tree: xr.DataTree | FitView, truth: xr.Dataset | None = None, axes: Any = None) -> Any:
     """Plot median and 95 % HDI of the parameters (f, D and D*) of each region.
 
     Parameters
@@ -174,13 +170,14 @@ def plot_regions(tree: xr.DataTree, truth: xr.Dataset | None = None, axes: Any =
     InputError
         If the tree lacks what is drawn, the truth a region, or there are not as many axes as parameters.
     """
-    names, regions = signal_of(tree).parameters, regions_of(tree)
+    fit = FitView.of(tree)
+    names, regions = signal_of(fit).parameters, regions_of(fit)
     if truth is not None:
         _check_truth(truth, names, regions)
     axes = many_axes(axes, names, (3, 0.35 * len(regions) + 1.55), sharey=True)
     y = np.arange(len(regions))
     for ax, name in zip(axes, names, strict=True):
-        found = [interval_of(region_draws(tree, name, roi)) for roi in regions]
+        found = [interval_of(region_draws(fit, name, roi)) for roi in regions]
         middle, low, high = np.transpose(found)
         ax.hlines(y, low, high, color=BLUE, lw=2)
         ax.plot(middle, y, "o", color=BLUE, label=f"median, {100 * HDI:.0f} % HDI")
@@ -201,7 +198,7 @@ def _check_truth(truth: xr.Dataset, names: tuple[str, ...], regions: list[str]) 
         raise InputError(f"truth: has no region {absent[0]!r}; give values of all regions, or none")
 
 
-def plot_spread(tree: xr.DataTree, axes: Any = None) -> Any:
+def plot_spread(tree: xr.DataTree | FitView, axes: Any = None) -> Any:
     """Plot how a region's voxels differ: their posterior medians beside the region's median voxel.
 
     Parameters
@@ -226,19 +223,20 @@ def plot_spread(tree: xr.DataTree, axes: Any = None) -> Any:
         If only mean curves were fitted, the tree lacks what is drawn, or there are not as many axes as
         parameters.
     """
-    names, regions = signal_of(tree).parameters, regions_of(tree)
-    if all(inside(tree, roi).sum() < 2 for roi in regions):
+    fit = FitView.of(tree)
+    names, regions = signal_of(fit).parameters, regions_of(fit)
+    if all(len(fit.voxels(roi)) < 2 for roi in regions):
         raise InputError(
             "tree: the regions' mean curves were fitted, which have no spread; fit with level voxel"
         )
     axes = many_axes(axes, names, (max(3.0, 0.7 * len(regions) + 0.8), 3.2))
     for ax, name in zip(axes, names, strict=True):
         for i, roi in enumerate(regions):
-            voxels = _voxel_draws(tree, name, roi)
+            voxels = _voxel_draws(fit, name, roi)
             medians = voxels.median(("chain", "draw")).values
             beside = i - 0.3 + 0.4 * (GOLDEN * np.arange(len(medians)) % 1)
             ax.plot(beside, medians, "o", ms=2.5, mew=0, color=BLUE, alpha=0.6)
-            at, middle = i + 0.28, float(np.median(region_draws(tree, name, roi)))
+            at, middle = i + 0.28, float(np.median(region_draws(fit, name, roi)))
             if len(medians) > 1:
                 low, high = voxels.quantile(NORMAL_SD, "voxel").mean(("chain", "draw")).values
                 ax.vlines(at, low, high, color=ORANGE, lw=3, alpha=0.6)
@@ -251,10 +249,9 @@ def plot_spread(tree: xr.DataTree, axes: Any = None) -> Any:
     return axes
 
 
-def _voxel_draws(tree: xr.DataTree, name: str, roi: str) -> xr.DataArray:
+def _voxel_draws(fit: FitView, name: str, roi: str) -> xr.DataArray:
     """Take some draws of a region's voxels, in the units shown."""
-    posterior = tree["posterior"].to_dataset()
-    values = posterior[name].isel(voxel=voxels_of(posterior, roi)).compute()
+    values = take_region(fit.posterior[[name]], roi)[name]
     size = values.sizes["draw"]
     kept = np.linspace(0, size - 1, min(size, VOXEL_DRAWS)).astype(int)
     return PARAMETERS[name].display_scale * values.isel(draw=kept).astype(float)
@@ -289,13 +286,14 @@ def plot_sessions(before: xr.DataTree, after: xr.DataTree, axes: Any = None) -> 
         If the fits are not of the same regions and signal model, or there are not two axes for each
         parameter.
     """
-    names, regions = signal_of(before).parameters, regions_of(before)
-    if (other := signal_of(after).parameters) != names:
+    one, two = FitView.of(before), FitView.of(after)
+    names, regions = signal_of(one).parameters, regions_of(one)
+    if (other := signal_of(two).parameters) != names:
         raise InputError(
             f"after: its signal has the parameters {', '.join(other)}, that of before {', '.join(names)}; "
             "fit both with the same --signal"
         )
-    if set(there := regions_of(after)) != set(regions):
+    if set(there := regions_of(two)) != set(regions):
         raise InputError(
             f"after: its regions are {', '.join(there)}, those of before {', '.join(regions)}; "
             "fit the same regions"
@@ -304,11 +302,11 @@ def plot_sessions(before: xr.DataTree, after: xr.DataTree, axes: Any = None) -> 
     axes = many_axes(axes, what, (max(3.0, 0.7 * len(regions) + 0.8), 2.8), rows=2)
     x = np.arange(len(regions))
     for top, bottom, name in zip(*axes, names, strict=True):
-        draws = [[region_draws(tree, name, roi) for roi in regions] for tree in (before, after)]
+        draws = [[region_draws(fit, name, roi) for roi in regions] for fit in (one, two)]
         looks = (("before", "o", BLUE, -0.12), ("after", "s", AMBER, 0.12))
         for of_fit, (label, marker, colour, aside) in zip(draws, looks, strict=True):
             _intervals(top, x + aside, of_fit, marker, colour, label)
-        change = [_difference(one, two) for one, two in zip(*draws, strict=True)]
+        change = [_difference(*pair) for pair in zip(*draws, strict=True)]
         _intervals(bottom, x, change, "D", GREY, "after - before")
         bottom.axhline(0, color="black", lw=0.8, ls=":")
         top.set(ylabel=label_of(name), xlim=(-0.5, len(regions) - 0.5))

@@ -11,8 +11,8 @@ from cycler import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ivimbayes.errors import InputError
-from ivimbayes.models.signals import FRACTIONS, PARAMETERS, SIGNALS, Signal
-from ivimbayes.models.spec import ModelSpec
+from ivimbayes.models.signals import FRACTIONS, PARAMETERS, Signal
+from ivimbayes.results.stored import FitView
 from ivimbayes.results.summary import HDI
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = (
@@ -50,44 +50,36 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def need(tree: xr.DataTree, *groups: str) -> None:
-    """Refuse a tree without one of the groups."""
+def fit_with(tree: xr.DataTree | FitView, *groups: str, roi: str | None = None) -> FitView:
+    """View of a fit; one without one of the groups, or without the region, is refused."""
+    fit = FitView.of(tree)
     for group in groups:
-        if group not in tree.children:
+        if group not in fit.tree.children:
             raise InputError(
-                f"tree: has no group {group}, only {', '.join(tree.children) or 'none'}; "
+                f"tree: has no group {group}, only {', '.join(fit.tree.children) or 'none'}; "
                 "give a tree from fit, or of its posterior.nc"
             )
+    if roi is not None and roi not in fit.regions:
+        raise InputError(f"no region {roi!r}; the regions are {', '.join(fit.regions)}")
+    return fit
 
 
-def signal_of(tree: xr.DataTree) -> Signal:
+def signal_of(fit: FitView) -> Signal:
     """Signal model of a fit."""
-    if "spec" not in tree.attrs:
+    if "spec" not in fit.tree.attrs:
         raise InputError("tree: has no attribute spec; give a tree from fit, or of its posterior.nc")
-    return SIGNALS[ModelSpec.from_json(tree.attrs["spec"]).signal]
+    return fit.signal
 
 
-def regions_of(tree: xr.DataTree) -> list[str]:
+def regions_of(fit: FitView) -> list[str]:
     """Names of the fitted regions."""
-    need(tree, "posterior")
-    return [str(roi) for roi in tree["posterior"].to_dataset()["roi"].values]
+    return fit_with(fit, "posterior").regions
 
 
-def check_region(tree: xr.DataTree, roi: str) -> None:
-    """Refuse a region that was not fitted."""
-    if roi not in (regions := regions_of(tree)):
-        raise InputError(f"no region {roi!r}; the regions are {', '.join(regions)}")
-
-
-def inside(tree: xr.DataTree, roi: str) -> np.ndarray:
-    """Which of the fitted voxels are the region's, (voxel,)."""
-    return np.asarray(tree["posterior"].to_dataset()["voxel_roi"].values == roi)
-
-
-def region_draws(tree: xr.DataTree, name: str, roi: str, group: str = "posterior") -> np.ndarray:
+def region_draws(fit: FitView, name: str, roi: str, group: str = "posterior") -> np.ndarray:
     """Draws (chain, draw) of a region's value, in the units shown."""
     variable = name if name == "sigma" else f"{name}_roi"
-    values = tree[group][variable].sel(roi=roi).transpose("chain", "draw").values
+    values = fit.tree[group][variable].sel(roi=roi).transpose("chain", "draw").values
     return np.asarray(PARAMETERS[name].display_scale * values, float)
 
 

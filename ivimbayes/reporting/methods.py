@@ -1,18 +1,17 @@
 """What was done in a run, in words for a paper, with the numbers of that run."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from ivimbayes.maps.files import describe_maps
 from ivimbayes.models.noise import NOISES
-from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec
+from ivimbayes.results.stored import FitView
 
 
-def describe_methods(tree: xr.DataTree, table: pd.DataFrame, maps: xr.Dataset | None = None) -> list[str]:
+def describe_methods(
+    tree: xr.DataTree | FitView, table: pd.DataFrame, maps: xr.Dataset | None = None
+) -> list[str]:
     """Say how a fit was made, in paragraphs.
 
     Parameters
@@ -29,23 +28,20 @@ def describe_methods(tree: xr.DataTree, table: pd.DataFrame, maps: xr.Dataset | 
     list of str
         Data; model; priors; sampling and its convergence; maps.
     """
-    spec = ModelSpec.from_json(tree.attrs["spec"])
-    paragraphs = [_data(tree), _model(tree, spec), _priors(tree, spec), _sampling(tree, table)]
+    fit = FitView.of(tree)
+    paragraphs = [_data(fit), _model(fit), _priors(fit), _sampling(fit, table)]
     return paragraphs if maps is None else [*paragraphs, _maps(maps)]
 
 
-def _data(tree: xr.DataTree) -> str:
-    constant = tree["constant_data"].to_dataset()
-    b = constant["b"].values
-    distinct, images = np.unique(b, return_counts=True)
+def _data(fit: FitView) -> str:
+    distinct, images = np.unique(fit.b, return_counts=True)
     values = ", ".join(
         f"{v:g}" + (f" ({n} images)" if n > 1 else "") for v, n in zip(distinct, images, strict=True)
     )
     regions = []
-    for roi in constant["roi"].values.tolist():
-        region, fitted = constant.sel(roi=roi), int((constant["voxel_roi"].values == roi).sum())
-        available = int(region["available"])
-        if str(region["level"].values) == "mean":
+    for roi in fit.regions:
+        fitted, available = len(fit.voxels(roi)), int(fit.record(roi)["available"])
+        if fit.level(roi) == "mean":
             regions.append(f"{roi} (mean curve of {available} voxels)")
         else:
             share = f"{fitted} voxels" if fitted == available else f"{fitted} of {available} voxels"
@@ -56,8 +52,8 @@ def _data(tree: xr.DataTree) -> str:
     )
 
 
-def _model(tree: xr.DataTree, spec: ModelSpec) -> str:
-    signal = SIGNALS[spec.signal]
+def _model(fit: FitView) -> str:
+    spec, signal = fit.spec, fit.signal
     noise = f"{NOISES[spec.noise].long_name} noise"
     noise += " with S0 integrated out" if NOISES[spec.noise].marginal else " with S0 of each voxel sampled"
     population = {
@@ -74,27 +70,24 @@ def _model(tree: xr.DataTree, spec: ModelSpec) -> str:
     )
 
 
-def _priors(tree: xr.DataTree, spec: ModelSpec) -> str:
-    priors = json.loads(tree.attrs["priors"])
-    named = {roi: prior["name"] for roi, prior in priors.items()}
-    tissues = "; ".join(f"{roi}: {tissue}" for roi, tissue in named.items())
+def _priors(fit: FitView) -> str:
+    tissues = "; ".join(f"{roi}: {prior.name}" for roi, prior in fit.priors.items())
     return (
         "The prior of a region's value is normal in these terms, with centre and width from published values "
         f"of its tissue ({tissues}); that of the standard deviation between voxels is half-normal, that of "
-        f"their correlations LKJ({spec.eta:g})."
+        f"their correlations LKJ({fit.spec.eta:g})."
     )
 
 
-def _sampling(tree: xr.DataTree, table: pd.DataFrame) -> str:
-    settings, versions = json.loads(tree.attrs["settings"]), json.loads(tree.attrs["versions"])
-    constant = tree["constant_data"].to_dataset()
-    divergent, transitions = int(constant["divergences"].sum()), int(constant["transitions"].sum())
+def _sampling(fit: FitView, table: pd.DataFrame) -> str:
+    settings = fit.settings
+    divergent, transitions = (int(fit.constant[name].sum()) for name in ("divergences", "transitions"))
     worst = table.loc[~table["parameter"].isin(["S0"])]
-    software = ", ".join(f"{name} {number}" for name, number in versions.items())
+    software = ", ".join(f"{name} {number}" for name, number in fit.versions.items())
     return (
         f"The posterior was sampled by the No-U-Turn sampler: {settings['chains']} chains of "
         f"{settings['tune']} warm-up and {settings['draws']} kept transitions per region, and more where a "
-        f"region had not converged (seed {int(tree.attrs['seed'])}; {software}). R-hat of the reported "
+        f"region had not converged (seed {int(fit.tree.attrs['seed'])}; {software}). R-hat of the reported "
         f"values is at most {worst['r_hat'].max():.3f}, their effective number of draws at least "
         f"{worst[['ess_bulk', 'ess_tail']].min(axis=None):.0f}; {divergent} of {transitions} transitions "
         "diverged. Values are posterior medians with 95 % highest-density intervals."

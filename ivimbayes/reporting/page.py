@@ -22,15 +22,14 @@ from matplotlib.figure import Figure
 from ivimbayes.io.atomic import replacing
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.priors import SHOWN, TissuePrior
-from ivimbayes.models.signals import PARAMETERS, SIGNALS
-from ivimbayes.models.spec import ModelSpec
+from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.plotting.densities import plot_joint, plot_prior_posterior
 from ivimbayes.plotting.regions import plot_decay, plot_predictive, plot_regions, plot_spread
 from ivimbayes.plotting.style import unit_of
 from ivimbayes.reporting.methods import describe_methods
 from ivimbayes.reporting.slices import draw_slices, has_numbers
 from ivimbayes.results.diagnosis import VERDICTS, Diagnosis, diagnose
-from ivimbayes.results.regions import region_tree
+from ivimbayes.results.stored import FitView
 from ivimbayes.results.summary import summarize
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page
@@ -42,7 +41,7 @@ MEANINGS = {
 
 
 def write_report(
-    fit: xr.DataTree,
+    fit: xr.DataTree | FitView,
     path: str | Path,
     *,
     maps: xr.Dataset | None = None,
@@ -69,6 +68,7 @@ def write_report(
     path
         The file.
     """
+    fit = FitView.of(fit)
     diagnoses = diagnose(fit)
     table = summarize(fit, diagnoses)
     text = render_report(fit, table, diagnoses, maps=maps, truth=truth, title=title)
@@ -79,7 +79,7 @@ def write_report(
 
 
 def render_report(
-    tree: xr.DataTree,
+    tree: xr.DataTree | FitView,
     table: pd.DataFrame,
     diagnoses: Mapping[str, Diagnosis],
     *,
@@ -88,10 +88,10 @@ def render_report(
     title: str | None = None,
 ) -> str:
     """Make the text of the page, of a fit with its `summarize` and `diagnose`; see `write_report`."""
-    source = tree.attrs.get("source", "")
-    spec = ModelSpec.from_json(tree.attrs["spec"])
+    fit = FitView.of(tree)
+    source = fit.tree.attrs.get("source", "")
     regions = [
-        _region(tree, roi, table, diagnoses[roi], n < FIGURES_AT_MOST) for n, roi in enumerate(diagnoses)
+        _region(fit, roi, table, diagnoses[roi], n < FIGURES_AT_MOST) for n, roi in enumerate(diagnoses)
     ]
     template = _template()
     script = files("ivimbayes").joinpath("data/report.js").read_text(encoding="utf-8")
@@ -100,28 +100,28 @@ def render_report(
         title=title or (Path(source).name if source else "") or "IVIM fit",
         counts=[(v, sum(d.verdict == v for d in diagnoses.values()), MEANINGS[v]) for v in VERDICTS],
         cautions=sum(any(f.level == "caution" for f in d.findings) for d in diagnoses.values()),
-        subtitle=_subtitle(tree, spec),
+        subtitle=_subtitle(fit),
         regions=regions,
         without_figures=max(0, len(regions) - FIGURES_AT_MOST),
-        overview=_overview(tree, truth, SIGNALS[spec.signal].parameters),
+        overview=_overview(fit, truth),
         table=[_cells(row) for row in table.to_dict("records")],
-        contraction=_contraction(diagnoses, spec),
-        priors=_priors(tree),
-        methods=describe_methods(tree, table, maps),
+        contraction=_contraction(diagnoses, fit.signal.parameters),
+        priors=_priors(fit),
+        methods=describe_methods(fit, table, maps),
         mapped=maps is not None,
         slices=draw_slices(maps) if maps is not None and has_numbers(maps) else None,
-        settings=_settings(tree, spec),
+        settings=_settings(fit),
         inputs=[{"role": k, **v} if isinstance(v, dict) else {"role": k, "name": v} for k, v in
-                json.loads(tree.attrs.get("inputs", "{}")).items()],
+                json.loads(fit.tree.attrs.get("inputs", "{}")).items()],
         script=script,
         script_hash=digest,
     )  # fmt: skip
 
 
-def _subtitle(tree: xr.DataTree, spec: ModelSpec) -> str:
-    b = tree["constant_data"].to_dataset()["b"].values
+def _subtitle(fit: FitView) -> str:
+    b = fit.b
     return (
-        f"{SIGNALS[spec.signal].long_name} signal, {NOISES[spec.noise].long_name} noise, "
+        f"{fit.signal.long_name} signal, {NOISES[fit.spec.noise].long_name} noise, "
         f"{len(b)} measurements of b {b.min():g} to {b.max():g} s/mm²"
     )
 
@@ -160,20 +160,18 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _region(
-    tree: xr.DataTree, roi: str, table: pd.DataFrame, diagnosis: Diagnosis, figures: bool
+    fit: FitView, roi: str, table: pd.DataFrame, diagnosis: Diagnosis, figures: bool
 ) -> dict[str, Any]:
-    constant = tree["constant_data"].to_dataset()
-    fitted = int((constant["voxel_roi"].values == roi).sum())
     rows = table[(table["roi"] == roi) & ~table["parameter"].isin(["S0", "sigma"])]
     return {
         "name": roi,
         "verdict": diagnosis.verdict,
         "caution": any(f.level == "caution" for f in diagnosis.findings),
         "meaning": MEANINGS[diagnosis.verdict],
-        "level": str(constant.sel(roi=roi)["level"].values),
-        "fitted": fitted,
-        "available": int(constant.sel(roi=roi)["available"]),
-        "prior": json.loads(tree.attrs["priors"])[roi]["name"],
+        "level": fit.level(roi),
+        "fitted": len(fit.voxels(roi)),
+        "available": int(fit.record(roi)["available"]),
+        "prior": fit.priors[roi].name,
         "snr": diagnosis.snr,
         "findings": [{"level": f.level, "what": f.what, "advice": f.advice} for f in diagnosis.findings],
         "values": [
@@ -184,17 +182,17 @@ def _region(
             }
             for row in rows.to_dict("records")
         ],
-        "figures": _figures(region_tree(tree, roi), roi, tuple(rows["parameter"])) if figures else [],
+        "figures": _figures(fit.region(roi), roi, tuple(rows["parameter"])) if figures else [],
     }
 
 
-def _figures(tree: xr.DataTree, roi: str, parameters: tuple[str, ...]) -> list[dict[str, str]]:
+def _figures(fit: FitView, roi: str, parameters: tuple[str, ...]) -> list[dict[str, str]]:
     """Draw what is known of a region, each figure with its caption."""
     decay, predictive, joint = (Figure(figsize=(5, 3.6), layout="constrained") for _ in range(3))
-    plot_decay(tree, roi, ax=decay.subplots())
-    plot_predictive(tree, roi, ax=predictive.subplots())
+    plot_decay(fit, roi, ax=decay.subplots())
+    plot_predictive(fit, roi, ax=predictive.subplots())
     densities = Figure(figsize=(5, 1.9 * len(parameters)), layout="constrained")
-    plot_prior_posterior(tree, roi, axes=densities.subplots(len(parameters), squeeze=False)[:, 0])
+    plot_prior_posterior(fit, roi, axes=densities.subplots(len(parameters), squeeze=False)[:, 0])
     made = [
         (
             decay,
@@ -212,22 +210,20 @@ def _figures(tree: xr.DataTree, roi: str, parameters: tuple[str, ...]) -> list[d
         ),
     ]
     if {"f", "D_star"} <= set(parameters):
-        plot_joint(tree, roi, ax=joint.subplots())
+        plot_joint(fit, roi, ax=joint.subplots())
         made.append((joint, "f and D* together: regions that hold 50 and 95 % of the posterior."))
     return [{"svg": _svg(figure), "caption": caption} for figure, caption in made]
 
 
-def _overview(
-    tree: xr.DataTree, truth: xr.Dataset | None, parameters: tuple[str, ...]
-) -> list[dict[str, str]]:
-    size = (5, len(parameters) * (1 + 0.32 * tree["posterior"].sizes["roi"]))
+def _overview(fit: FitView, truth: xr.Dataset | None) -> list[dict[str, str]]:
+    parameters, regions_here = fit.signal.parameters, len(fit.regions)
+    size = (5, len(parameters) * (1 + 0.32 * regions_here))
     regions = Figure(figsize=size, layout="constrained")
-    plot_regions(tree, truth, axes=regions.subplots(len(parameters), sharey=True, squeeze=False)[:, 0])
+    plot_regions(fit, truth, axes=regions.subplots(len(parameters), sharey=True, squeeze=False)[:, 0])
     made = [(regions, "Median and 95 % highest-density interval of each region's median voxel.")]
-    regions_here = tree["posterior"].sizes["roi"]
-    if regions_here <= FIGURES_AT_MOST and tree["posterior"].sizes["voxel"] > regions_here:
+    if regions_here <= FIGURES_AT_MOST and fit.posterior.sizes["voxel"] > regions_here:
         spread = Figure(figsize=(5, 2.3 * len(parameters)), layout="constrained")
-        plot_spread(tree, axes=spread.subplots(len(parameters), squeeze=False)[:, 0])
+        plot_spread(fit, axes=spread.subplots(len(parameters), squeeze=False)[:, 0])
         made.append(
             (spread, "Posterior medians of single voxels, and the region's median voxel with its spread.")
         )
@@ -254,26 +250,25 @@ def _svg(figure: Figure) -> str:
     )
 
 
-def _contraction(diagnoses: Mapping[str, Diagnosis], spec: ModelSpec) -> list[dict[str, Any]]:
+def _contraction(diagnoses: Mapping[str, Diagnosis], parameters: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
         {
             "region": roi,
             "shares": [
                 {"label": PARAMETERS[p].label, "percent": round(100 * max(0.0, diagnosis.contraction[p]))}
-                for p in SIGNALS[spec.signal].parameters
+                for p in parameters
             ],
         }
         for roi, diagnosis in diagnoses.items()
     ]
 
 
-def _priors(tree: xr.DataTree) -> list[dict[str, Any]]:
+def _priors(fit: FitView) -> list[dict[str, Any]]:
     """List each prior once, with the regions that have it."""
     by_name: dict[str, dict[str, Any]] = {}
-    for roi, plain in json.loads(tree.attrs["priors"]).items():
-        prior = TissuePrior.from_dict(plain)
+    for roi, prior in fit.priors.items():
         entry = by_name.setdefault(
-            json.dumps(plain, sort_keys=True),
+            json.dumps(prior.to_dict(), sort_keys=True),
             {"name": prior.name, "note": prior.note, "regions": [], "rows": _prior_rows(prior),
              "published": [{k: v for k, v in p.items() if k in (*SHOWN, "source")} for p in prior.published]},
         )  # fmt: skip
@@ -294,14 +289,13 @@ def _prior_rows(prior: TissuePrior) -> list[dict[str, str]]:
     ]
 
 
-def _settings(tree: xr.DataTree, spec: ModelSpec) -> list[tuple[str, str]]:
-    settings, versions = json.loads(tree.attrs["settings"]), json.loads(tree.attrs["versions"])
+def _settings(fit: FitView) -> list[tuple[str, str]]:
     plain = [
-        ("signal model", SIGNALS[spec.signal].long_name),
-        ("noise", spec.noise),
-        ("population", spec.population),
-        ("seed", str(int(tree.attrs["seed"]))),
-        *((k.replace("_", " "), str(v)) for k, v in settings.items() if k != "seed"),
+        ("signal model", fit.signal.long_name),
+        ("noise", fit.spec.noise),
+        ("population", fit.spec.population),
+        ("seed", str(int(fit.tree.attrs["seed"]))),
+        *((k.replace("_", " "), str(v)) for k, v in fit.settings.items() if k != "seed"),
     ]
-    plain += [(f"{name} of the fit", release) for name, release in versions.items()]
+    plain += [(f"{name} of the fit", release) for name, release in fit.versions.items()]
     return [*plain, ("ivimbayes of this page", version("ivimbayes"))]
