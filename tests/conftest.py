@@ -1,6 +1,8 @@
 """Shared data, and fits that several tests look at: sampling is the slow part."""
 
 import json
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,10 @@ import pytest
 import xarray as xr
 
 from ivimbayes import fit, phantom
+from ivimbayes.cli import main as cli
 from ivimbayes.errors import InputError
+
+Command = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).parents[1]
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
@@ -94,6 +99,20 @@ def refused() -> Callable[..., str]:
         return message
 
     return check
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process: exit status, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ivimbayes", *map(str, words)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
 
 
 def data_folder() -> Path:

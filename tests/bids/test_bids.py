@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import Command
 
 import ivimbayes.bids.derivatives
 import ivimbayes.bids.jobs
 from ivimbayes import fit, read_scan, read_tree, run_group, run_participant, simulate_study
 from ivimbayes.bids.derivatives import COLUMNS, map_ending
 from ivimbayes.bids.layout import Run, find_runs, inherited, parse_name
-from ivimbayes.cli import main as cli
 from ivimbayes.maps.files import NAMES
 
 SHORT: dict[str, Any] = {
@@ -95,19 +94,13 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process: exit status, standard output, standard error."""
+def run(command: Command) -> Command:
+    """Run the command bids, with a short fit at the participant level."""
 
     def call(*words: object) -> tuple[int, str, str]:
         options = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "8", "--no-retry")
         more = (*options, "--workers", "1", "--quiet") if "participant" in words else ()
-        monkeypatch.setattr(sys, "argv", ["ivimbayes", "bids", *map(str, words), *more])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
+        return command("bids", *words, *more)
 
     return call
 
@@ -449,7 +442,7 @@ def damage(root: Path) -> dict[str, str]:
 
 
 def test_broken_runs_are_named_and_the_rest_finishes(
-    own: Path, study: Path, tmp_path: Path, plain_reports: None, run: Callable[..., tuple[int, str, str]]
+    own: Path, study: Path, tmp_path: Path, plain_reports: None, run: Command
 ) -> None:
     said = damage(own)
     out = tmp_path / "out"
@@ -559,9 +552,7 @@ def test_group(study: Path, copied: Path) -> None:
     assert set(json.loads((copied / "group_summary.json").read_text())) == {*COLUMNS, "group"}
 
 
-def test_group_with_effects(
-    study: Path, copied: Path, own: Path, refused: Refused, run: Callable[..., Any]
-) -> None:
+def test_group_with_effects(study: Path, copied: Path, own: Path, refused: Refused, run: Command) -> None:
     for path in copied.glob("sub-*/ses-*/dwi/*_summary.tsv"):  # of 50 draws
         path.write_text(path.read_text().replace("failed", "converged"))
     status, out, err = run(study, copied, "group", "--effects", "group,session")
@@ -589,9 +580,7 @@ def test_group_with_bad_participants(own: Path, copied: Path, refused: Refused) 
     assert table["participants_mean"].notna().sum() == 20 and table["mean"].notna().all()
 
 
-def test_a_dry_run_writes_nothing(
-    own: Path, tmp_path: Path, no_sampling: None, run: Callable[..., Any]
-) -> None:
+def test_a_dry_run_writes_nothing(own: Path, tmp_path: Path, no_sampling: None, run: Command) -> None:
     damage(own)
     before = files(own)
     status, shown, _ = run(own, tmp_path / "out", "participant", "--dry-run")
@@ -600,7 +589,7 @@ def test_a_dry_run_writes_nothing(
     assert "sub-01_ses-1: failed: " in shown and "4 runs: 3 failed, 1 to do" in shown
 
 
-def test_nothing_to_do_is_said(study: Path, copied: Path, no_sampling: None, run: Callable[..., Any]) -> None:
+def test_nothing_to_do_is_said(study: Path, copied: Path, no_sampling: None, run: Command) -> None:
     status, shown, _ = run(study, copied, "participant")
     assert status in (0, 3) and "4 runs already done, nothing to do" in shown
     status, shown, _ = run(study, copied, "participant", "--dry-run")
@@ -618,9 +607,7 @@ def test_nothing_to_do_is_said(study: Path, copied: Path, no_sampling: None, run
         (("participant", "--session-label", "1,9"), "session '9'"),
     ],
 )
-def test_bad_commands(
-    words: tuple[str, ...], said: str, study: Path, tmp_path: Path, run: Callable[..., Any]
-) -> None:
+def test_bad_commands(words: tuple[str, ...], said: str, study: Path, tmp_path: Path, run: Command) -> None:
     status, shown, err = run(study, tmp_path / "out", *words)
     assert (status, shown, err.count("\n")) == (2, "", 1) and said in err
     assert not (tmp_path / "out").exists()

@@ -1,16 +1,14 @@
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from conftest import B, Case
+from conftest import B, Case, Command
 
 import ivimbayes.fitting.fit
 from ivimbayes import ModelSpec, prior_check, simulate, tissue_prior
 from ivimbayes.checks.prior_check import QUANTILES, tabulate_check, verdicts
-from ivimbayes.cli import main as cli
 from ivimbayes.models.priors import TissuePrior
 
 Scan = tuple[xr.Dataset, xr.Dataset]
@@ -107,33 +105,25 @@ def test_refusals(phantom_scan: Scan, refused: Callable[..., str]) -> None:
     refused(lambda: prior_check(negative), "liver", "no signal above 0 at b = 0")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    import warnings
-
-    monkeypatch.setattr(sys, "argv", ["ivimbayes", *map(str, words)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
-def test_command(case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(case: Case, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.setattr(ivimbayes.fitting.fit, "fit", None)
     table = case.folder / "prior.tsv"
     words = ("prior", case.dwi, "--rois", case.rois)
-    assert run(monkeypatch, *words, "--out", table) == 0
-    out, _ = capsys.readouterr()
+    status, out, _ = command(*words, "--out", table)
+    assert status == 0
     assert "liver: inside the 95 % range of the prior of liver at all 14 b values" in out
     assert "D* " in out and "x 1e-3 mm2/s" in out and "nothing was fitted" in out
     assert set(pd.read_csv(table, sep="\t")["roi"]) == {"liver", "spleen"}
-    assert run(monkeypatch, *words, "--tissue", "liver=brain", "--signal", "kurtosis", "--b-max", "700") == 0
-    assert "below the 95 % range of the prior of brain" in capsys.readouterr().out
+    status, out, _ = command(*words, "--tissue", "liver=brain", "--signal", "kurtosis", "--b-max", "700")
+    assert status == 0
+    assert "below the 95 % range of the prior of brain" in out
     for more, said in (
         (("--out", table), "exists"),
         (("--tissue", "liver=livr"), "unknown tissue 'livr'"),
         (("--noise", "pink"), "noise 'pink'"),
     ):
-        assert run(monkeypatch, *words, *more) == 2
-        captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.count("\n") == 1 and said in captured.err
-    assert run(monkeypatch, *words[:2]) == 2
-    assert "no regions given" in capsys.readouterr().err
+        status, out, err = command(*words, *more)
+        assert (status, out, err.count("\n")) == (2, "", 1) and said in err
+    status, _, err = command(*words[:2])
+    assert status == 2
+    assert "no regions given" in err

@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,34 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from conftest import Case
+from conftest import Case, Command
 from faulty_scans import FAULTS, truncate
 
-import ivimbayes.cli.main as cli
 import ivimbayes.fitting.convergence
 import ivimbayes.fitting.fit
 from ivimbayes import diagnose, read_tree, summarize, write_tree
 from ivimbayes.cli.out_folder import CHECKPOINT
 from ivimbayes.io.netcdf import open_tree
 
-Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "20", "--quiet")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit status, standard output, standard error."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        import warnings
-
-        monkeypatch.setattr(sys, "argv", ["ivimbayes", *map(str, words)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture
@@ -65,19 +46,19 @@ def fit(case: Case, *more: object) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_one_line_and_status_2(fault: str, case: Case, run: Run) -> None:
+def test_faults_are_one_line_and_status_2(fault: str, case: Case, command: Command) -> None:
     damage, words = FAULTS[fault]
     damage(case)
-    refused_line(run(*fit(case)), case, *words)
+    refused_line(command(*fit(case)), case, *words)
 
 
-def test_faults_found_late_leave_nothing(case: Case, run: Run) -> None:
+def test_faults_found_late_leave_nothing(case: Case, command: Command) -> None:
     signal = case.signal()
     truncate(case)
-    refused_line(run(*fit(case)), case, "dwi.nii.gz", "end early or are damaged")
+    refused_line(command(*fit(case)), case, "dwi.nii.gz", "end early or are damaged")
     signal[4:] = 0
     case.save(case.dwi, signal)
-    refused_line(run(*fit(case)), case, "dwi.nii.gz", "region 'spleen' has no voxel")
+    refused_line(command(*fit(case)), case, "dwi.nii.gz", "region 'spleen' has no voxel")
 
 
 @pytest.mark.parametrize(
@@ -97,23 +78,23 @@ def test_faults_found_late_leave_nothing(case: Case, run: Run) -> None:
     ],
 )  # fmt: skip
 def test_bad_options_are_one_line(
-    options: tuple[str, ...], words: tuple[str, ...], case: Case, run: Run
+    options: tuple[str, ...], words: tuple[str, ...], case: Case, command: Command
 ) -> None:
-    refused_line(run(*fit(case, *options)), case, *words)
+    refused_line(command(*fit(case, *options)), case, *words)
 
 
-def test_regions_are_needed(case: Case, run: Run) -> None:
-    refused_line(run("fit", case.dwi, "--out", case.out), case, "no regions given", "--rois", "--mask")
+def test_regions_are_needed(case: Case, command: Command) -> None:
+    refused_line(command("fit", case.dwi, "--out", case.out), case, "no regions given", "--rois", "--mask")
 
 
-def test_folder_is_not_overwritten_unasked(case: Case, run: Run, no_sampling: None) -> None:
+def test_folder_is_not_overwritten_unasked(case: Case, command: Command, no_sampling: None) -> None:
     case.out.mkdir()
     (case.out / "thesis.txt").write_text("precious")
-    status, _, err = run(*fit(case))
+    status, _, err = command(*fit(case))
     assert (status, err.count("\n")) == (2, 1)
     assert "not empty (holds thesis.txt)" in err and "--overwrite" in err
     assert [p.name for p in case.out.iterdir()] == ["thesis.txt"]
-    status, out, _ = run(*fit(case, "--overwrite", "--no-maps"))
+    status, out, _ = command(*fit(case, "--overwrite", "--no-maps"))
     assert {p.name for p in case.out.iterdir()} == {
         "thesis.txt",
         "posterior.nc",
@@ -123,15 +104,15 @@ def test_folder_is_not_overwritten_unasked(case: Case, run: Run, no_sampling: No
     assert (case.out / "thesis.txt").read_text() == "precious"
 
 
-def test_folder_that_cannot_be_made(case: Case, run: Run) -> None:
+def test_folder_that_cannot_be_made(case: Case, command: Command) -> None:
     (case.folder / "file").write_text("")
-    status, _, err = run(*fit(case)[:4], "--out", case.folder / "file" / "out")
+    status, _, err = command(*fit(case)[:4], "--out", case.folder / "file" / "out")
     assert (status, err.count("\n")) == (2, 1)
     assert "cannot be written" in err
 
 
-def test_results_and_status(case: Case, run: Run, no_sampling: None, short_fit: xr.DataTree) -> None:
-    status, out, err = run(*fit(case, "--no-maps"))
+def test_results_and_status(case: Case, command: Command, no_sampling: None, short_fit: xr.DataTree) -> None:
+    status, out, err = command(*fit(case, "--no-maps"))
     verdicts = [d.verdict for d in diagnose(short_fit).values()]
     assert status == (3 if "failed" in verdicts else 0)
     assert err == ""
@@ -142,32 +123,32 @@ def test_results_and_status(case: Case, run: Run, no_sampling: None, short_fit: 
     assert read_tree(case.out / "posterior.nc")["posterior"].equals(short_fit["posterior"])
     for word in ("liver", "kidney", "pancreas", "95 % HDI", *verdicts, f"written to {case.out}"):
         assert word in out
-    status, again, _ = run("summary", case.out)
+    status, again, _ = command("summary", case.out)
     assert status == 0
     assert again.strip() == out.replace(f"written to {case.out}", "").strip()
 
 
 def test_failed_region_is_status_3(
-    case: Case, run: Run, no_sampling: None, monkeypatch: pytest.MonkeyPatch
+    case: Case, command: Command, no_sampling: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     monkeypatch.setattr(ivimbayes.fitting.convergence, "R_HAT", 0.5)
     monkeypatch.setattr(ivimbayes.fitting.convergence, "R_HAT_FAILED", 0.6)
     monkeypatch.setattr("ivimbayes.results.diagnosis.R_HAT_FAILED", 0.6)
-    status, out, _ = run(*fit(case, "--no-maps"))
+    status, out, _ = command(*fit(case, "--no-maps"))
     assert status == 3
     assert "failed: the chains disagree" in out
     assert (case.out / "summary.tsv").exists()
 
 
-def test_warnings_are_one_line(case: Case, run: Run, no_sampling: None) -> None:
+def test_warnings_are_one_line(case: Case, command: Command, no_sampling: None) -> None:
     case.write_b("0 0 10 20 30 40 50 60 70 80 90 100 110 120 130 140")
-    _, _, err = run(*fit(case, "--no-maps"))
+    _, _, err = command(*fit(case, "--no-maps"))
     assert err.count("\n") == 1
     assert err.startswith("ivimbayes: warning: ") and "no high b value" in err and "dwi.bval" in err
 
 
-def test_a_real_short_fit(case: Case, run: Run) -> None:
+def test_a_real_short_fit(case: Case, command: Command) -> None:
     signal = case.signal()
     signal[0, 0, 0, 3] = np.nan
     labels = case.labels()
@@ -175,7 +156,7 @@ def test_a_real_short_fit(case: Case, run: Run) -> None:
     labels[4, :3, 0] = 2  # three voxels: too few to pool
     case.save(case.dwi, signal)
     case.save(case.rois, labels)
-    status, out, err = run(*fit(case))
+    status, out, err = command(*fit(case))
     assert status in (0, 3)
     assert "1 voxels were left out" in out
     assert "fewer than 5 usable voxels: the mean curve of 3 voxels was fitted" in out
@@ -184,30 +165,30 @@ def test_a_real_short_fit(case: Case, run: Run) -> None:
     assert not (case.out / CHECKPOINT).exists()
 
 
-def test_interrupt_keeps_the_folder(case: Case, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_keeps_the_folder(case: Case, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, checkpoint: Path, **__: Any) -> None:
         checkpoint.mkdir()
         (checkpoint / "region-1.nc").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ivimbayes.fitting.fit, "fit", interrupt)
-    status, _, err = run(*fit(case))
+    status, _, err = command(*fit(case))
     assert status == 130
     assert "continues" in err
     assert [p.name for p in case.out.iterdir()] == [CHECKPOINT]
 
 
-def test_tissues_are_listed(run: Run, tmp_path: Path) -> None:
-    status, out, _ = run("tissues")
+def test_tissues_are_listed(command: Command, tmp_path: Path) -> None:
+    status, out, _ = command("tissues")
     assert status == 0
     for word in ("kidney_cortex", "Ljimani 2020", "D* 41.0 (95 %", "bone_marrow"):
         assert word in out
-    status, _, err = run("tissues", "--priors", tmp_path / "none.toml")
+    status, _, err = command("tissues", "--priors", tmp_path / "none.toml")
     assert (status, "no such file" in err) == (2, True)
 
 
-def test_summary_of_nothing(run: Run, tmp_path: Path) -> None:
-    status, _, err = run("summary", tmp_path)
+def test_summary_of_nothing(command: Command, tmp_path: Path) -> None:
+    status, _, err = command("summary", tmp_path)
     assert status == 2
     assert "posterior.nc: no such file" in err
 

@@ -1,6 +1,4 @@
 import json
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import Command
 
 from ivimbayes import correct_fraction, relaxation_times, volume_fraction, write_tree
-from ivimbayes.cli import main as cli
 from ivimbayes.models.priors import TISSUES
 from ivimbayes.models.relaxation import _log_normal, _table
 from ivimbayes.results.volume_fraction import tabulate_fractions
@@ -227,19 +225,11 @@ def test_table_of_times(refused: Refused) -> None:
     refused(lambda: relaxation_times("prostate", 1.5), "prostate at 1.5 T", "known are 3 T")
 
 
-def run(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["ivimbayes", "volume", *map(str, words)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
-def test_command_line(
-    tree: xr.DataTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line(tree: xr.DataTree, tmp_path: Path, command: Command) -> None:
     write_tree(tree, tmp_path / "posterior.nc")
     out = tmp_path / "volume.tsv"
     words = (
+        "volume",
         tmp_path,
         "--te",
         60,
@@ -250,21 +240,21 @@ def test_command_line(
         "--t2-tissue",
         "spleen=61,9",
     )
-    assert run(*words, monkeypatch=monkeypatch) == 0
-    shown = capsys.readouterr().out
+    status, shown, _ = command(*words)
+    assert status == 0
     assert list(tmp_path.iterdir()) == [tmp_path / "posterior.nc"]
     assert shown.splitlines()[0].split() == ["region", "median", "95", "%", "HDI"]
     assert "TE 60 ms\nblood: T2 275 (sd 50) ms: given" in shown and "spleen: T2 61 (sd 9) ms: given" in shown
-    assert run(*words, "--out", out, monkeypatch=monkeypatch) == 0
-    capsys.readouterr()
+    assert command(*words, "--out", out)[0] == 0
     table = pd.read_csv(out, sep="\t", dtype={"unit": str})
     corrected = correct_fraction(tree, TE=60, T2_blood=(275, 50), T2_tissue={"*": (34, 4), "spleen": (61, 9)})
     pd.testing.assert_frame_equal(table, tabulate_fractions(tree, corrected), check_dtype=False, rtol=1e-5)
     assert (table["hdi_low"] < table["median"]).all() and (table["median"] < table["hdi_high"]).all()
-    assert run(*words, "--out", out, monkeypatch=monkeypatch) == 2
-    assert "exists" in capsys.readouterr().err
-    assert run(tmp_path, "--te", 60, "--field", 3, "--tr", 3000, "--tissue", "spleen=muscle", "--out", out, "--overwrite", monkeypatch=monkeypatch) == 0  # fmt: skip
-    shown = capsys.readouterr().out
+    status, _, err = command(*words, "--out", out)
+    assert status == 2 and "exists" in err
+    times = ("--te", 60, "--field", 3, "--tr", 3000, "--tissue", "spleen=muscle")
+    status, shown, _ = command("volume", tmp_path, *times, "--out", out, "--overwrite")
+    assert status == 0
     assert "TE 60 ms, TR 3000 ms" in shown and "spleen: T2 29 (sd 4) ms, T1 898 (sd 33) ms: de Baz" in shown
 
 
@@ -277,14 +267,8 @@ def test_command_line(
     ],
 )  # fmt: skip
 def test_command_line_refuses_in_one_line(
-    options: tuple[object, ...],
-    words: str,
-    tree: xr.DataTree,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    options: tuple[object, ...], words: str, tree: xr.DataTree, tmp_path: Path, command: Command
 ) -> None:
     write_tree(tree, tmp_path / "posterior.nc")
-    assert run(tmp_path, *options, monkeypatch=monkeypatch) == 2
-    shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.count("\n") == 1 and words in shown.err
+    status, out, err = command("volume", tmp_path, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1) and words in err

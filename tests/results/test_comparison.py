@@ -1,4 +1,3 @@
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from conftest import SHORT
+from conftest import SHORT, Command
 from scipy.stats import norm
 
 import ivimbayes.results.comparison
 import ivimbayes.results.leave_one_out
 from ivimbayes import ModelSpec, compare_models, fit, write_tree
-from ivimbayes.cli import main as cli
 from ivimbayes.io.netcdf import shorten
 from ivimbayes.models.noise import gaussian_logp
 from ivimbayes.models.signals import SIGNALS
@@ -368,31 +366,17 @@ def test_mean_curves(phantom_scan: Scan) -> None:
     assert (table["se"] > 0).all()
 
 
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ivimbayes", *map(str, words)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
-
-
 def test_command(
     fits: dict[str, xr.DataTree],
     compared: Comparison,
-    run: Callable[..., tuple[int, str, str]],
+    command: Command,
     tmp_path: Path,
 ) -> None:
     for name, tree in fits.items():
         (tmp_path / name).mkdir()
         write_tree(tree, tmp_path / name / "posterior.nc")
     folders, out = [tmp_path / name for name in fits], tmp_path / "table.tsv"
-    status, text, err = run("compare", *folders, "--out", out)
+    status, text, err = command("compare", *folders, "--out", out)
     assert (status, err) == (0, "")
     for sentence in compared.sentences.values():
         assert sentence in text
@@ -406,7 +390,7 @@ def test_command(
         (("compare", folders[0], folders[0]), "given twice"),
         (("compare", folders[0], tmp_path / "none"), "no such file"),
     ):
-        status, text, err = run(*words)
+        status, text, err = command(*words)
         assert (status, text, err.count("\n")) == (2, "", 1)
         assert line in err
 
