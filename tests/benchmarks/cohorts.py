@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import xarray as xr
+from truth import with_signals_of
 
 from ivimbayes import contrast, fit, fit_cohort, region_estimates, simulate, tissue_prior, write_tree
-from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.signals import SIGNALS
 
@@ -40,11 +40,7 @@ def scan_of(seed: int, people: int) -> tuple[xr.Dataset, pd.DataFrame]:
     centre = np.array([MODEL.theta(*v) for v in (CONTROL, PATIENT)])[group]
     centre += rng.standard_normal(centre.shape) * SUBJECTS
     theta = np.stack([draw_theta(c, np.diag(np.square(WITHIN)), VOXELS, rng) for c in centre], axis=1)
-    curve = MODEL.curve(np.array(B, float), *(v[..., None] for v in MODEL.values(*np.moveaxis(theta, -1, 0))))
-    S0 = 100 * (1 + 0.1 * rng.standard_normal(theta.shape[:2]))
-    signal = NOISES["gaussian"].draw_signal(rng, curve, S0, np.full(S0.shape, 100 / SNR), np.ones(len(B)))
-    scan["signal"] = (scan["signal"].dims, signal[:, :, None])
-    return scan, pd.DataFrame({"group": np.array(GROUPS)[group]})
+    return with_signals_of(scan, theta, SNR, rng), pd.DataFrame({"group": np.array(GROUPS)[group]})
 
 
 def study(seed: int, people: int = PEOPLE) -> tuple[xr.Dataset, pd.DataFrame]:

@@ -11,9 +11,9 @@ import argparse
 
 import numpy as np
 import xarray as xr
+from truth import with_signals_of
 
 from ivimbayes import ModelSpec, fit, simulate
-from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import POPULATIONS
@@ -45,13 +45,7 @@ def scan_of(
         ],
         axis=1,
     )
-    values = MODEL.values(*np.moveaxis(theta, -1, 0))
-    S0 = 100 * (1 + 0.1 * rng.standard_normal((VOXELS, regions)))
-    curve = MODEL.curve(np.array(B, float), *(v[..., None] for v in values))
-    sigma = np.full(S0.shape, 100 / snr)
-    signal = NOISES["gaussian"].draw_signal(rng, curve, S0, sigma, np.ones(len(B)))
-    scan["signal"] = (scan["signal"].dims, signal[:, :, None])
-    return scan, np.stack(values)
+    return with_signals_of(scan, theta, snr, rng), np.stack(MODEL.values(*np.moveaxis(theta, -1, 0)))
 
 
 def bias(

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import xarray as xr
+from truth import make_scan
 
 from ivimbayes import fit, posterior_maps, tissue_prior
 from ivimbayes.models.population import draw_theta
@@ -43,20 +44,7 @@ def scan_of(tissue: str, snr: float, voxels: int, seed: int) -> tuple[xr.Dataset
     signal = S0[:, None] * curve + 1000 / snr * rng.standard_normal(curve.shape)
     good = np.flatnonzero((signal > 0).all(axis=1))[:voxels]
     assert len(good) == voxels
-    scan = xr.Dataset(
-        {
-            "signal": (("x", "y", "z", "measurement"), signal[good, None, None].astype(np.float32)),
-            "roi": (("x", "y", "z"), np.ones((voxels, 1, 1), np.int32)),
-            "affine": (("row", "column"), np.eye(4)),
-        },
-        coords={"b": ("measurement", B), "averages": ("measurement", np.ones(len(B)))},
-        attrs={
-            "roi_names": json.dumps({"1": tissue}),
-            "inputs": "{}",
-            "source": "simulation",
-            "real_valued": 0,
-        },
-    )
+    scan = make_scan(signal[good, None].astype(np.float32), np.ones((voxels, 1)), B, [tissue])
     return scan, {name: v[good] for name, v in zip(NAMES, values, strict=True)}
 
 

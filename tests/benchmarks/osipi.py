@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+from truth import TISSUES
 
 from ivimbayes import SIGNALS, predict, tissue_prior
 from ivimbayes.models.correlation import covariance
@@ -10,22 +11,27 @@ from ivimbayes.models.population import draw_region_prior
 from ivimbayes.osipi import IvimBayes
 
 B = np.array([0, 1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 400, 500, 600, 700, 800, 1000, 1200.0])
-# published values of the tissues, D, f, D* in 1e-3 mm2/s, and a sweep of f
-TISSUES = (
-    (0.83, 0.076, 10.9), (0.81, 0.044, 84), (0.86, 0.033, 76), (0.6, 0.05, 4), (0.8, 0.08, 6), (1.09, 0.23, 70),
-    (1.5, 0.11, 100), (1.89, 0.19, 40.5), (2.12, 0.097, 20), (2.09, 0.158, 19), (1.41, 0.2, 25.4), (1.3, 0.15, 10),
-    (1.4, 0.124, 22), (1.32, 0.055, 94), (1.47, 0.1, 31), (1.37, 0.1, 26), (1.43, 0.07, 52), (0.97, 0.113, 38),
-    (1.3, 0.2, 30), (2.4, 0.15, 80), (0.43, 0.145, 50), (1.5, 0.08, 25), (1.0, 0.15, 25), (1.7, 0.28, 40),
-    *((1.1, f, 30) for f in (0.03, 0.05, 0.4, 0.6, 0.8)),
-)  # fmt: skip
+# published values, D, f, D* in 1e-3 mm2/s, and a sweep of f
+PUBLISHED = (*TISSUES.values(), *((1.1, f, 30) for f in (0.03, 0.05, 0.4, 0.6, 0.8)))
+NAMES = ("f", "D", "Dp")
+
+
+def drawn_curves(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Curves (n, measurement) of voxels, each of a region of its own from the generic prior; their values."""
+    region = draw_region_prior(tissue_prior("generic"), n, rng)
+    root = np.linalg.cholesky(covariance(region["sd"], region["correlation"]) + 1e-12 * np.eye(3))
+    theta = region["mu"] + np.einsum("rij,rj->ri", root, rng.standard_normal((n, 3)))
+    values = SIGNALS["biexponential"].values(*theta.T)
+    clean = SIGNALS["biexponential"].curve(B, *(v[:, None] for v in values))
+    return clean, dict(zip(NAMES, values, strict=True))
 
 
 def tissues(seeds: int = 20) -> None:
     """Largest errors at noise 0.0005 over all tissues, and the time of a curve."""
     fit, rng, times = IvimBayes(bvalues=B), np.random.default_rng(0), []
-    worst, held, count = dict.fromkeys(("f", "D", "Dp"), 0.0), dict.fromkeys(("f", "D", "Dp"), 0), 0
+    worst, held, count = dict.fromkeys(NAMES, 0.0), dict.fromkeys(NAMES, 0), 0
     fit.osipi_fit(predict(B, 1.0, f=0.1, D=1e-3, D_star=20e-3))
-    for D, f, D_star in TISSUES:
+    for D, f, D_star in PUBLISHED:
         truth = {"f": f, "D": D * 1e-3, "Dp": D_star * 1e-3}
         clean = predict(B, 1.0, f=f, D=truth["D"], D_star=truth["Dp"])
         for _ in range(seeds):
@@ -45,11 +51,7 @@ def tissues(seeds: int = 20) -> None:
 def prior(n: int = 2000) -> None:
     """Coverage over the generic prior, and voxels a second of a volume."""
     rng = np.random.default_rng(1)
-    region = draw_region_prior(tissue_prior("generic"), n, rng)
-    root = np.linalg.cholesky(covariance(region["sd"], region["correlation"]) + 1e-12 * np.eye(3))
-    theta = region["mu"] + np.einsum("rij,rj->ri", root, rng.standard_normal((n, 3)))
-    values = SIGNALS["biexponential"].values(*theta.T)
-    clean, fit = SIGNALS["biexponential"].curve(B, *(v[:, None] for v in values)), IvimBayes(bvalues=B)
+    (clean, truth), fit = drawn_curves(n, rng), IvimBayes(bvalues=B)
     fit.osipi_fit_full_volume(clean[:2])
     for noise in (0.1, 0.05, 0.02, 0.0005):
         start = time.perf_counter()
@@ -57,7 +59,7 @@ def prior(n: int = 2000) -> None:
         rate = n / (time.perf_counter() - start)
         cover = [
             100 * np.mean((found[f"{key}_low"] <= v) & (v <= found[f"{key}_high"]))
-            for key, v in zip(("f", "D", "Dp"), values, strict=True)
+            for key, v in truth.items()
         ]
         ok = 100 * np.mean(found["status"] == 1)
         print(

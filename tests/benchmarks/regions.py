@@ -12,13 +12,13 @@ Each by the median of the posterior and by its mean.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import maps as benchmark
 import numpy as np
 import pandas as pd
 import xarray as xr
+from truth import make_scan
 
 from ivimbayes import fit, fit_full, fit_segmented, posterior_maps
 from ivimbayes.models.signals import SIGNALS
@@ -63,24 +63,8 @@ def curves_of(snr: float, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 def scan_of(signal: np.ndarray) -> xr.Dataset:
     """The curves as a scan: regions along x, draws along y, a label for each region."""
-    labels = np.arange(1, len(signal) + 1)
-    return xr.Dataset(
-        {
-            "signal": (("x", "y", "z", "measurement"), signal[:, :, None].astype(float)),
-            "roi": (
-                ("x", "y", "z"),
-                np.tile(labels[:, None, None], (1, signal.shape[1], 1)).astype(np.int32),
-            ),
-            "affine": (("row", "column"), np.eye(4)),
-        },
-        coords={"b": ("measurement", np.array(B, float)), "averages": ("measurement", np.ones(len(B)))},
-        attrs={
-            "roi_names": json.dumps({str(n): f"region-{n}" for n in labels}),
-            "inputs": "{}",
-            "source": "simulation",
-            "real_valued": 0,
-        },
-    )
+    labels = np.tile(np.arange(1, len(signal) + 1)[:, None], (1, signal.shape[1]))
+    return make_scan(signal.astype(float), labels, B, [f"region-{n}" for n in labels[:, 0]])
 
 
 def ours(signal: np.ndarray, pooled: bool) -> Found:

@@ -12,9 +12,9 @@ import argparse
 import arviz as az
 import numpy as np
 import xarray as xr
+from truth import with_signals_of
 
 from ivimbayes import ModelSpec, fit, simulate
-from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import draw_theta
 from ivimbayes.models.signals import SIGNALS
 
@@ -29,12 +29,7 @@ def scan_of(D: float, snr: float, regions: int, seed: int) -> xr.Dataset:
     scan, _ = simulate(B, snr, voxels=VOXELS, regions=regions, noise="rician", seed=seed)
     mu, Sigma = np.array(MODEL.theta(0.15, D, 30e-3)), np.diag(np.square(SPREAD))
     theta = np.stack([draw_theta(mu, Sigma, VOXELS, rng) for _ in range(regions)], axis=1)
-    curve = MODEL.curve(np.array(B, float), *(v[..., None] for v in MODEL.values(*np.moveaxis(theta, -1, 0))))
-    S0 = 100 * (1 + 0.1 * rng.standard_normal((VOXELS, regions)))
-    sigma = np.full(S0.shape, 100 / snr)
-    signal = NOISES["rician"].draw_signal(rng, curve, S0, sigma, np.ones(len(B)))
-    scan["signal"] = (scan["signal"].dims, signal[:, :, None])
-    return scan
+    return with_signals_of(scan, theta, snr, rng, "rician")
 
 
 def study(D: float, snr: float, noise: str, regions: int) -> tuple[float, float]:

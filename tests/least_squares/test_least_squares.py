@@ -9,29 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import Case
+from conftest import Case, Command
 from scipy.optimize import least_squares
-from typer.testing import CliRunner
+from truth import TISSUES, make_scan
 
 from ivimbayes import fit_full, fit_segmented, predict, write_maps
-from ivimbayes.cli.main import app
 from ivimbayes.least_squares.maps import describe_regions
 from ivimbayes.least_squares.solver import STATUS
 from ivimbayes.maps.files import ERRORS
 from ivimbayes.voxelwise.status import MAPPED
 
 B = np.array([0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800], float)
-TISSUES = {  # D and D* in 1e-3 mm2/s, f
-    "brain": (0.83, 0.076, 10.9), "white matter, OSIPI": (0.81, 0.044, 84), "grey matter, OSIPI": (0.86, 0.033, 76),
-    "white matter, Spinner": (0.6, 0.05, 4), "grey matter, Spinner": (0.8, 0.08, 6), "liver, Li": (1.09, 0.23, 70),
-    "liver, XCAT": (1.5, 0.11, 100), "kidney": (1.89, 0.19, 40.5), "kidney cortex": (2.12, 0.097, 20),
-    "kidney medulla": (2.09, 0.158, 19), "pancreas, Zhu": (1.41, 0.20, 25.4), "pancreas, XCAT": (1.3, 0.15, 10),
-    "pancreatic tumour, Zhu": (1.40, 0.124, 22), "pancreatic tumour, XCAT": (1.32, 0.055, 94),
-    "muscle, Englund": (1.47, 0.10, 31), "muscle, XCAT": (1.37, 0.10, 26), "breast benign": (1.43, 0.07, 52),
-    "breast malignant": (0.97, 0.113, 38), "spleen": (1.3, 0.2, 30), "myocardium": (2.4, 0.15, 80),
-    "bone marrow": (0.43, 0.145, 50), "prostate": (1.5, 0.08, 25), "head and neck": (1.0, 0.15, 25),
-    "placenta": (1.7, 0.28, 40),
-}  # fmt: skip
 TAIL_LEFT = {"brain", "white matter, Spinner", "grey matter, Spinner", "pancreas, XCAT"}  # at b = 200
 TRUTH = {
     "f": np.array([f for _, f, _ in TISSUES.values()]),
@@ -50,18 +38,8 @@ FITS: dict[str, Fit] = {"segmented": fit_segmented, "refined": refined, "full": 
 
 def scan_of(signal: np.ndarray, b: Any = B, averages: Any = None, real_valued: bool = True) -> xr.Dataset:
     """Scan with a voxel for each row of signals."""
-    b = np.asarray(b, float)
-    return xr.Dataset(
-        {
-            "signal": (("x", "y", "z", "measurement"), np.asarray(signal, float)[:, None, None, :]),
-            "roi": (("x", "y", "z"), np.ones((len(signal), 1, 1), np.int32)),
-            "affine": (("row", "column"), np.eye(4)),
-        },
-        coords={
-            "b": ("measurement", b),
-            "averages": ("measurement", np.ones(len(b)) if averages is None else np.asarray(averages, float)),
-        },
-        attrs={"roi_names": '{"1": "all"}', "inputs": "{}", "real_valued": int(real_valued)},
+    return make_scan(
+        np.asarray(signal, float)[:, None], np.ones((len(signal), 1)), b, ["all"], averages, real_valued
     )
 
 
@@ -316,20 +294,14 @@ def test_maps_are_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["Levels"]["3"] == "not_identified"
 
 
-def call(*words: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [*map(str, words)])
-    error = str(result.exception) if result.exception and not isinstance(result.exception, SystemExit) else ""
-    return result.exit_code, result.output + error
-
-
 @pytest.mark.parametrize(
     "options", [(), ("--refine", "--threshold", 150), ("--method", "full", "--cores", 1)]
 )
-def test_command(case: Case, options: tuple[object, ...]) -> None:
+def test_command(case: Case, options: tuple[object, ...], command: Command) -> None:
     from ivimbayes import read_scan
 
-    status, out = call("ls", case.dwi, "--rois", case.rois, "--out", case.out, "--quiet", *options)
-    assert status == 0, out
+    status, out, err = command("ls", case.dwi, "--rois", case.rois, "--out", case.out, "--quiet", *options)
+    assert status == 0, err
     for word in ("liver", "spleen", "D* (1e-3 mm2/s)", "voxels:", "ok", f"written to {case.out}"):
         assert word in out
     names = {f"{n}{e}" for n in (*MAPPED, *ERRORS, "status") for e in (".nii.gz", ".json")}
@@ -340,9 +312,8 @@ def test_command(case: Case, options: tuple[object, ...]) -> None:
     for name in (*MAPPED, *ERRORS, "status"):
         found = np.asarray(nib.load(case.out / f"{name}.nii.gz").dataobj)
         np.testing.assert_allclose(found, expected[name].values, rtol=1e-6)
-    status, out = call("ls", case.dwi, "--out", case.out, "--quiet")
-    assert "not empty" in out
-    status, out = call("ls", case.dwi, "--out", case.out, "--quiet", "--overwrite")
+    assert "not empty" in command("ls", case.dwi, "--out", case.out, "--quiet")[2]
+    status, out, _ = command("ls", case.dwi, "--out", case.out, "--quiet", "--overwrite")
     assert status == 0
     assert "all: 60 voxels" in out
     assert {p.name for p in case.out.iterdir()} == names
@@ -360,21 +331,10 @@ def test_command(case: Case, options: tuple[object, ...]) -> None:
     ],
 )  # fmt: skip
 def test_command_refuses(
-    options: tuple[object, ...], words: tuple[str, ...], case: Case, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    import sys
-    import warnings
-
-    from ivimbayes.cli import main as cli
-
-    monkeypatch.setattr(
-        sys, "argv", ["ivimbayes", "ls", *map(str, (case.dwi, "--out", case.out, "--quiet", *options))]
-    )
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
+    options: tuple[object, ...], words: tuple[str, ...], case: Case, command: Command
+) -> None:
+    status, out, err = command("ls", case.dwi, "--out", case.out, "--quiet", *options)
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("ivimbayes: error: ")
     assert all(word in err for word in words), err
     assert not case.out.exists()
