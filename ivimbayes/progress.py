@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -27,31 +28,21 @@ def _console() -> Console:
     return console
 
 
-class FitProgress:
-    """Bars that count draws, over all chains of a region; in a log file, lines when all are done.
+class _Bars:
+    """Bars that are shown while a block runs."""
 
-    Of more regions than `FEW`, a bar counts them, and those at work have one of their own.
-    """
-
-    def __init__(self, regions: list[str], total: int, show: bool):
+    def __init__(self, *columns: ProgressColumn, show: bool):
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            *columns,
             TextColumn("{task.fields[stage]}", markup=False),
             console=_console(),
             disable=not show,
         )
-        many = len(regions) > FEW
-        self.all = self.progress.add_task("regions", total=len(regions), stage="") if many else None
-        self.ids = {
-            name: self.progress.add_task(name, total=total, stage="waiting", start=False, visible=not many)
-            for name in regions
-        }
-        self.finished: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in regions}
 
-    def __enter__(self) -> "FitProgress":
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 
@@ -59,6 +50,23 @@ class FitProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
+
+
+class FitProgress(_Bars):
+    """Bars that count draws, over all chains of a region; in a log file, lines when all are done.
+
+    Of more regions than `FEW`, a bar counts them, and those at work have one of their own.
+    """
+
+    def __init__(self, regions: list[str], total: int, show: bool):
+        super().__init__(TimeElapsedColumn(), show=show)
+        many = len(regions) > FEW
+        self.all = self.progress.add_task("regions", total=len(regions), stage="") if many else None
+        self.ids = {
+            name: self.progress.add_task(name, total=total, stage="waiting", start=False, visible=not many)
+            for name in regions
+        }
+        self.finished: dict[str, dict[int, tuple[int, int]]] = {name: {} for name in regions}
 
     def stage(self, region: str, stage: str) -> None:
         """Say what is being done for a region."""
@@ -95,37 +103,23 @@ class FitProgress:
         return update
 
 
-class MapProgress:
+class MapProgress(_Bars):
     """A bar that counts voxels, with their rate and the time left."""
 
     def __init__(self, total: int, done: int, show: bool):
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[stage]}", markup=False),
-            console=_console(),
-            disable=not show,
-        )
+        rate = TextColumn("{task.fields[rate]}", markup=False)
+        super().__init__(rate, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), show=show)
         self.task = self.progress.add_task(
             "voxels", total=total, completed=done, stage="", rate="", start=False
         )
         self.begun, self.counted = 0.0, 0
-
-    def __enter__(self) -> "MapProgress":
-        self.progress.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
             self.progress.update(self.task, stage="")
-        self.progress.stop()
+        super().__exit__(kind, error, trace)
 
     def stage(self, stage: str) -> None:
         """Say what is being done; the clock starts with the first voxels."""
@@ -141,31 +135,12 @@ class MapProgress:
         self.progress.update(self.task, advance=voxels, rate=f"{rate:,.0f}/s")
 
 
-class StepProgress:
+class StepProgress(_Bars):
     """A bar that counts steps of one piece of work."""
 
     def __init__(self, total: int, what: str, show: bool, done: int = 0):
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[stage]}", markup=False),
-            console=_console(),
-            disable=not show,
-        )
+        super().__init__(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), show=show)
         self.task = self.progress.add_task(what, total=total, completed=done, stage="")
-
-    def __enter__(self) -> "StepProgress":
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def advance(self, stage: str = "") -> None:
         """Count a step that is done, and say what is being done."""
