@@ -169,7 +169,8 @@ def why_not_mapped(fit: xr.DataTree | FitView, noise: str | None = None) -> str:
     return ""
 
 
-def _make_task(scan: xr.Dataset, fit: FitView, **options: Any) -> Task:
+def _make_task(scan: xr.Dataset, fit: xr.DataTree | FitView, **options: Any) -> Task:
+    fit = FitView.of(fit)
     for name, good, way in (
         ("noise", options["noise"] in NOISES, f"accepted are {', '.join(NOISES)}"),
         ("interval", 0 < options["interval"] < 1, "give a probability between 0 and 1, such as 0.95"),
