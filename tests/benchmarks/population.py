@@ -60,7 +60,8 @@ def by_hand(scan: xr.Dataset) -> pm.Model:
     coords = {"roi": list(chosen), "parameter": ["f", "D", "D_star"], "voxel": np.arange(len(roi))}
     with pm.Model(coords=coords) as model:
         centre, width, spread = (
-            np.stack([getattr(p, f"theta_{k}") for p in priors]) for k in ("centre", "width", "spread")
+            np.stack([getattr(p.theta("biexponential"), k) for p in priors])
+            for k in ("centre", "width", "spread")
         )
         mu = pm.Normal("mu", centre, width, dims=("roi", "parameter"))
         factors = [
