@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ivimbayes.errors import InputError, InputWarning
-from ivimbayes.fitting.density import callbacks
+from ivimbayes.fitting.density import compile_density
 from ivimbayes.fitting.fit import sample_region
 from ivimbayes.fitting.plan import Settings
 from ivimbayes.io.digest import code_digest
@@ -105,7 +105,7 @@ def open_workers(scheduler: Any = None, workers: int | None = None) -> Iterator[
         return
     from distributed import Client, LocalCluster
 
-    callbacks()  # compiled once, before the workers ask for it
+    compile_density("gaussian", False)  # once, before the workers ask for it
     options = {
         "n_workers": count,
         "threads_per_worker": 1,

@@ -22,7 +22,7 @@ from arviz_stats.ecdf_utils import ecdf_pit
 
 from ivimbayes.errors import InputError
 from ivimbayes.fitting.convergence import measure_chains
-from ivimbayes.fitting.density import callbacks
+from ivimbayes.fitting.density import compile_density
 from ivimbayes.fitting.draws import split_draws
 from ivimbayes.fitting.packing import noise_constant
 from ivimbayes.fitting.plan import Settings
@@ -133,7 +133,7 @@ def calibrate(
     done = _kept(checkpoint, task.key, renew)
     missing = [i for i in range(n) if i not in done]
     if missing:
-        callbacks()
+        compile_density(spec.noise, spec.population == "mixture")
     running, pool = SamplerPool(), ThreadPoolExecutor(count_cores() if cores is None else cores)
     with StepProgress(n, "replicates", progress, n - len(missing)) as bar:
         try:

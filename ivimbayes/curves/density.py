@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.numerics.arithmetic import Array, exponential, logarithm
-from ivimbayes.numerics.biexponential import curve_sums, start_products
-from ivimbayes.numerics.jit import jit
-from ivimbayes.voxelwise.workspace import WIDTH
+from ivimbayes.numerics.arithmetic import exponential, logarithm
+from ivimbayes.numerics.biexponential import curve_sums, start_products, values_of_draws
+from ivimbayes.numerics.jit import Cube, Matrix, Vector, jit, separate
+from ivimbayes.numerics.noise import S0_centre, S0_square
+from ivimbayes.numerics.steps import Acquisition
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 MODES = 5  # of a curve at most
 FAR = 100.0  # of phi
@@ -35,17 +37,17 @@ class Beliefs(NamedTuple):
         Number of measurements of a curve.
     """
 
-    centre: Array
-    width: Array
-    low: Array
-    high: Array
-    S0: Array
-    sigma: Array
+    centre: Vector
+    width: Vector
+    low: Vector
+    high: Vector
+    S0: Vector
+    sigma: Vector
     measurements: float
 
 
 class SigmaDraws(NamedTuple):
-    """Numbers, common to all curves, from which sigma and S0 are drawn; all ndarray (N,).
+    """Numbers, common to all curves, from which sigma and S0 are drawn.
 
     Attributes
     ----------
@@ -57,22 +59,22 @@ class SigmaDraws(NamedTuple):
         Standard normal.
     """
 
-    gamma: Array
-    log_gamma: Array
-    normal: Array
+    gamma: Vector
+    log_gamma: Vector
+    normal: Vector
 
 
 class Scratch(NamedTuple):
     """Scratch of one thread beside `Work`: theta (3, N), variance of the noise (N,), parts of a mixture."""
 
-    theta: Array
-    variance: Array
-    modes: Array
-    factors: Array
-    share: Array
-    heights: Array
-    start: Array
-    flat: Array
+    theta: Matrix
+    variance: Vector
+    modes: Matrix
+    factors: Cube
+    share: Vector
+    heights: Vector
+    start: Vector
+    flat: Vector
 
 
 def make_scratch(count: int) -> Scratch:
@@ -138,24 +140,35 @@ def _to_theta(o, n, x, theta, beliefs, log_w):
         out[w] = logarithm(out[w]) - 0.5 * (d0 * d0 + d1 * d1 + d2 * d2)
 
 
-@jit
-def evaluate_curves(count, signal, square, protocol, beliefs, lanes, x, log_w, work, scratch):
-    """Log of prior times likelihood at the draws x of phi, over the density of their sigma.
+@separate()
+def evaluate_curves(
+    count: int,
+    signal: Vector,
+    square: float,
+    acquisition: Acquisition,
+    beliefs: Beliefs,
+    sigmas: SigmaDraws,
+    work: Work,
+    scratch: Scratch,
+) -> None:
+    """Log of prior times likelihood at the draws ``work.x`` of phi, over the density of their sigma.
 
-    Fills f, D, D* and S0 in ``work.value`` (of S0 its mean given the draw), its standard deviation in
-    ``work.given``, and the variance of the noise.
+    Fills ``work.log_w``, f, D, D* and S0 in ``work.value`` (of S0 its mean given the draw), its standard
+    deviation in ``work.given``, and the variance of the noise.
     """
+    x, log_w = work.x, work.log_w
     m, tau, S0_low, S0_high = beliefs.S0[0], beliefs.S0[1], beliefs.S0[2], beliefs.S0[3]
     K, bounded = beliefs.measurements, math.isfinite(S0_low) or math.isfinite(S0_high)
     floor, slope = 2.0 * beliefs.sigma[1] ** 2, 0.5 / beliefs.sigma[0] ** 2
     for o in range(0, count, WIDTH):
         n = min(WIDTH, count - o)
         _to_theta(o, n, x, scratch.theta, beliefs, log_w)
-        start_products(scratch.theta, o, n, protocol, work.value, work)
-        curve_sums(o, n, signal, protocol, work.value, work)
+        values_of_draws(scratch.theta, o, n, work.value)
+        start_products(o, n, acquisition, work.value, work)
+        curve_sums(o, n, signal, acquisition, work.value, work)
         G, gs, out = work.sums[0], work.sums[1], log_w[o : o + n]
         S0, given, variance = work.value[3, o : o + n], work.given[o : o + n], scratch.variance[o : o + n]
-        gamma, log_gamma = lanes.gamma[o : o + n], lanes.log_gamma[o : o + n]
+        gamma, log_gamma = sigmas.gamma[o : o + n], sigmas.log_gamma[o : o + n]
         for w in range(n):
             c = min(max(gs[w] / G[w], S0_low), S0_high)
             residual = max(square - c * (2.0 * gs[w] - c * G[w]), 0.0) + floor
@@ -164,8 +177,8 @@ def evaluate_curves(count, signal, square, protocol, beliefs, lanes, x, log_w, w
             v = variance[w]
             h, r = 1.0 / v, v / (tau * tau)
             total = G[w] + r
-            c = (r * m + gs[w]) / total
-            quadratic = square + r * m * m - total * c * c + floor
+            c = S0_centre(gs[w], total, m, r)
+            quadratic = S0_square(square, total, c, m, r) + floor
             # sigma ** (1 - K) with the measure of sigma itself: ln(sigma) counts once more
             out[w] += 0.5 * ((2.0 - K) * logarithm(v) - h * quadratic - logarithm(total)) - slope * v
             out[w] -= log_gamma[w]

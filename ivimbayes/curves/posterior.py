@@ -1,29 +1,33 @@
 # mypy: disallow_untyped_defs=False
 """Posterior of single curves that nothing else is known of, by importance sampling; compiled.
 
-Given f, D and D*, S0 and sigma are drawn from close to their conditional posterior (`curve_density`), so that
-three dimensions are left, as in `kernel`: a Student-t around the mode, and where that fails a mixture.
+Given f, D and D*, S0 and sigma are drawn from close to their conditional posterior (`curves.density`), so
+that three dimensions are left, as in `voxelwise.posterior`: a Student-t around the mode, and where that fails
+a mixture.
 """
 
 import math
 
 import numpy as np
 
-from ivimbayes.curves.density import evaluate_curves, log_mass
+from ivimbayes.curves.density import Beliefs, Scratch, SigmaDraws, evaluate_curves, log_mass
 from ivimbayes.curves.modes import find_modes, fit_width, place
 from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import Vector, jit, separate
+from ivimbayes.numerics.steps import Acquisition
+from ivimbayes.voxelwise.points import Points
 from ivimbayes.voxelwise.proposals import (
     KERNELS,
     add_students,
     log_determinant,
+    log_proposal,
     narrow_proposals,
     spread,
     spread_parts,
 )
 from ivimbayes.voxelwise.summaries import describe
-from ivimbayes.voxelwise.weights import finish_weights, moments, normalise, spread_error
-from ivimbayes.voxelwise.workspace import WIDTH
+from ivimbayes.voxelwise.weights import Weights, finish_weights, moments, normalise, spread_error
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 FIELDS = 5  # mean, sd, median, ends of the interval; of f, D, D*, S0
 SIGMA, K_HAT, EFFECTIVE = range(4 * FIELDS, 4 * FIELDS + 3)
@@ -33,29 +37,34 @@ ROUNDS = 6
 RIVAL = 8.0  # difference in log density from which on another mode does not count
 
 
-@jit
-def _near_pass(count, height, signal, square, protocol, beliefs, lanes, points, work, scratch):
+@separate()
+def near_pass(
+    count: int,
+    height: float,
+    signal: Vector,
+    square: float,
+    acquisition: Acquisition,
+    beliefs: Beliefs,
+    sigmas: SigmaDraws,
+    points: Points,
+    work: Work,
+    scratch: Scratch,
+) -> Weights:
     """Weighted draws around the best mode. Returns as `finish_weights`."""
-    mode, L, stretch, log_q = scratch.modes[0], scratch.factors[0], work.stretch, work.log_q
-    fit_width(mode, L, height, signal, square, protocol, beliefs, stretch, work.search)
-    spread(mode, L, stretch, points, 3, 0, count, work.x)
-    evaluate_curves(count, signal, square, protocol, beliefs, lanes, work.x, work.log_w, work, scratch)
-    shift = log_determinant(L, 3)
-    for s in range(count):
-        log_q[s] = points.log_q[s] + shift
-    for i in range(3):
-        z, down, up = points.z[i], math.log(stretch[i, 0]), math.log(stretch[i, 1])
-        for s in range(count):
-            log_q[s] -= up if z[s] > 0.0 else down
+    mode, L, log_q = scratch.modes[0], scratch.factors[0], work.log_q
+    fit_width(mode, L, height, signal, square, acquisition, beliefs, work)
+    spread(mode, L, work.stretch, points, 3, 0, count, work.x)
+    evaluate_curves(count, signal, square, acquisition, beliefs, sigmas, work, scratch)
+    log_proposal(count, points, L, work.stretch, 3, log_q)
     for s in range(count):
         work.log_w[s] -= log_q[s]
     return finish_weights(count, work.log_w, work.w, work)
 
 
 @jit
-def _weigh(count, signal, square, protocol, beliefs, lanes, density, work, scratch):
+def _weigh(count, signal, square, acquisition, beliefs, sigmas, density, work, scratch):
     """Evaluate the draws in ``work.x``, weight them over the density of their proposal."""
-    evaluate_curves(count, signal, square, protocol, beliefs, lanes, work.x, work.log_w, work, scratch)
+    evaluate_curves(count, signal, square, acquisition, beliefs, sigmas, work, scratch)
     logarithms(density[:count], work.log_q[:count])
     for s in range(count):
         work.log_w[s] -= work.log_q[s]
@@ -121,8 +130,19 @@ def _add_kernels(centres, factor, first, count, share, points, ones, density, dr
             add_students(points.log_q.size, centres[c], factor, share / KERNELS, 3, work.x, density, work)
 
 
-@allocating_jit
-def _wide_pass(n, tail, signal, square, protocol, beliefs, lanes, points, work, scratch):
+@separate(allocates=True)
+def wide_pass(
+    n: int,
+    tail: float,
+    signal: Vector,
+    square: float,
+    acquisition: Acquisition,
+    beliefs: Beliefs,
+    sigmas: SigmaDraws,
+    points: Points,
+    work: Work,
+    scratch: Scratch,
+) -> Weights:
     """Weighted draws from a mixture of all modes and the prior, adapted while they fit badly.
 
     Half of the narrow proposals are around draws of the root of the posterior, for its tails.
@@ -136,7 +156,7 @@ def _wide_pass(n, tail, signal, square, protocol, beliefs, lanes, points, work, 
         density[s] = 0.0
     for c in range(n):
         add_students(count, modes[c], factors[c], share[c], 3, work.x, density, work)
-    result = _weigh(count, signal, square, protocol, beliefs, lanes, density, work, scratch)
+    result = _weigh(count, signal, square, acquisition, beliefs, sigmas, density, work, scratch)
     centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
     far_centres, far_factor = np.empty((KERNELS, 4)), np.zeros((4, 4))
     kept = max(count // 4 // WIDTH, 1) * WIDTH  # stays with the first proposals, which reach furthest
@@ -161,7 +181,7 @@ def _wide_pass(n, tail, signal, square, protocol, beliefs, lanes, points, work, 
             add_students(count, modes[c], factors[c], share[c] * kept / count, 3, work.x, density, work)
         _add_kernels(centres, factor, 0, near, near / count, points, ones, density, False, work)
         _add_kernels(far_centres, far_factor, near, far, far / count, points, ones, density, False, work)
-        result = _weigh(count, signal, square, protocol, beliefs, lanes, density, work, scratch)
+        result = _weigh(count, signal, square, acquisition, beliefs, sigmas, density, work, scratch)
         narrow *= 0.7
     return result
 
@@ -182,9 +202,9 @@ def _within(u, low, high):
 
 
 @jit
-def _draw_S0(count, beliefs, lanes, work):
+def _draw_S0(count, beliefs, sigmas, work):
     """Turn the mean and standard deviation of S0 given each draw into a draw of it, within its bounds."""
-    S0, given, normal, root = work.value[3], work.given, lanes.normal, 0.7071067811865476
+    S0, given, normal, root = work.value[3], work.given, sigmas.normal, 0.7071067811865476
     for s in range(count):
         low, high = (beliefs.S0[2] - S0[s]) / given[s], (beliefs.S0[3] - S0[s]) / given[s]
         z = normal[s]
@@ -196,10 +216,10 @@ def _draw_S0(count, beliefs, lanes, work):
 
 
 @jit
-def _summarise(count, total, smoothing, interval, beliefs, lanes, row, work, scratch):
+def _summarise(count, total, smoothing, interval, beliefs, sigmas, row, work, scratch):
     """Fill in mean, sd, median and interval of f, D, D* and S0, and the mean of sigma."""
     low, high = beliefs.low, beliefs.high
-    _draw_S0(count, beliefs, lanes, work)
+    _draw_S0(count, beliefs, sigmas, work)
     for s in range(count):
         scratch.variance[s] = math.sqrt(scratch.variance[s])
     row[SIGMA], _ = moments(count, work.w, total, scratch.variance)
@@ -222,9 +242,21 @@ def _summarise(count, total, smoothing, interval, beliefs, lanes, row, work, scr
 
 @jit
 def curve_posteriors(
-    merged, square, protocol, beliefs, points, more_points, lanes, more_lanes, tail, interval, bandwidth,
-    work, scratch, out,
-):  # fmt: skip
+    merged,
+    square,
+    acquisition,
+    beliefs,
+    points,
+    more_points,
+    sigmas,
+    more_sigmas,
+    tail,
+    interval,
+    bandwidth,
+    work,
+    scratch,
+    out,
+):
     """Summarise the posterior of every curve, each with an S0 and a sigma of its own.
 
     Parameters
@@ -233,11 +265,11 @@ def curve_posteriors(
         Sum of the signals at each b.
     square : ndarray (curve,)
         Sum of squared signals.
-    protocol : Protocol
+    acquisition : Acquisition
     beliefs : Beliefs
     points, more_points : Points
         For the first pass and the second.
-    lanes, more_lanes : Lanes
+    sigmas, more_sigmas : SigmaDraws
         As many as there are points.
     tail : float
         Relative error of a standard deviation that spares a curve the second pass, or another round of it.
@@ -255,19 +287,19 @@ def curve_posteriors(
         row, signal, yy = out[v], merged[v], square[v]
         for i in range(COLUMNS):
             row[i] = np.nan
-        n = find_modes(signal, yy, protocol, beliefs, work, scratch)
-        height, count, used, smoothing = scratch.heights[0], points.log_q.size, lanes, bandwidth
+        n = find_modes(signal, yy, acquisition, beliefs, work, scratch)
+        height, count, used, smoothing = scratch.heights[0], points.log_q.size, sigmas, bandwidth
         alone = n == 1 or (n > 1 and scratch.heights[1] > height + RIVAL)
         total, effective, k = 0.0, 0.0, np.inf
         if alone:
-            _, total, effective, k = _near_pass(
-                count, height, signal, yy, protocol, beliefs, lanes, points, work, scratch
+            _, total, effective, k = near_pass(
+                count, height, signal, yy, acquisition, beliefs, sigmas, points, work, scratch
             )
         good = k <= ENOUGH_K and effective >= ENOUGH * count
         if not (good and _tail_error(count, total, work) <= tail):
-            count, used, smoothing = more_points.log_q.size, more_lanes, 0.6 * bandwidth
-            _, total, effective, k = _wide_pass(
-                n, tail, signal, yy, protocol, beliefs, more_lanes, more_points, work, scratch
+            count, used, smoothing = more_points.log_q.size, more_sigmas, 0.6 * bandwidth
+            _, total, effective, k = wide_pass(
+                n, tail, signal, yy, acquisition, beliefs, more_sigmas, more_points, work, scratch
             )
         row[K_HAT], row[EFFECTIVE] = k, effective
         if total > 0.0:

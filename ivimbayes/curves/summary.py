@@ -11,10 +11,12 @@ from ivimbayes.curves.density import Beliefs, SigmaDraws, make_scratch
 from ivimbayes.curves.posterior import COLUMNS, EFFECTIVE, FIELDS, K_HAT, SIGMA, curve_posteriors
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, SIGMA_SCALE
+from ivimbayes.numerics.jit import load
+from ivimbayes.numerics.steps import make_acquisition, sum_by_b
 from ivimbayes.parallel import count_cores
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.status import MAPPED, STATUS
-from ivimbayes.voxelwise.workspace import make_protocol, make_work
+from ivimbayes.voxelwise.workspace import make_work
 
 DRAWS, MORE_FACTOR, TAIL = 512, 4, 0.25
 FAST = 1e3  # mm²/s: an upper bound of D and D* where there is none
@@ -72,26 +74,26 @@ def summarise_curves(
         ``f_mean``, ``f_sd``, ``f_median``, ``f_low``, ``f_high``, the same of ``D``, ``D_star`` and ``S0``;
         ``sigma``, ``pareto_k``, ``ess`` and ``status`` (1 ok, 2 doubtful, 3 failed).
     """
-    protocol = make_protocol(b, np.ones(len(b)))
+    acquisition = make_acquisition(b, np.ones(len(b)))
     beliefs = _beliefs(prior, bounds, len(b))
     shape = (len(b) - 2) / 2
-    merged = np.zeros((len(signal), len(protocol.b)))
-    for measurement, place in enumerate(protocol.place.astype(int)):
-        merged[:, place] += signal[:, measurement]
+    merged = sum_by_b(signal, acquisition.place, len(acquisition.b))
     square = (signal**2).sum(axis=1)
     most = MORE_FACTOR * draws
     points, more = make_points(3, draws, 0), make_points(3, most, 0)
     out = np.empty((len(signal), COLUMNS))
 
+    load(curve_posteriors)
+
     def run(part: slice) -> None:
         curve_posteriors(
-            merged[part], square[part], protocol, beliefs, points, more, _lanes(draws, shape),
-            _lanes(most, shape), tail, interval, BANDWIDTH, make_work(protocol, most), make_scratch(most),
-            out[part],
+            merged[part], square[part], acquisition, beliefs, points, more, _sigma_draws(draws, shape),
+            _sigma_draws(most, shape), tail, interval, BANDWIDTH, make_work(acquisition, most),
+            make_scratch(most), out[part],
         )  # fmt: skip
 
     parts = [slice(start, start + CHUNK) for start in range(0, len(signal), CHUNK)]
-    _lanes(draws, shape), _lanes(most, shape)
+    _sigma_draws(draws, shape), _sigma_draws(most, shape)
     if len(parts) <= 1:
         list(map(run, parts))
     else:
@@ -113,7 +115,7 @@ def _beliefs(prior: TissuePrior, bounds: Mapping[str, tuple[float, float]], meas
 
 
 @cache
-def _lanes(count: int, shape: float) -> SigmaDraws:
+def _sigma_draws(count: int, shape: float) -> SigmaDraws:
     """Numbers for sigma, from the last dimension of the points, and for S0."""
     u = norm.cdf(make_points(3, count, 0).normal)
     drawn = np.maximum(gamma.ppf(u, shape), 1e-12)

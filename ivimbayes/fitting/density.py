@@ -5,8 +5,8 @@ The density is that of `build_model`, in the same unconstrained coordinates: mu,
 correlations, S0_roi, ln S0_sd, ln sigma, of a mixture also logit share and shift over sd, and z of every
 voxel (see `Informed`); of a mean curve ln sigma and z. Latent of a voxel are its P parameters theta and,
 where the noise does not let S0 be integrated out, S0, whose population is independent of theta's: Q in all.
-The gradient is written by hand. Voxels lie on the last axis of every array, up to `LANES` in a block, so that
-the inner loops vectorise; the voxels that fill the last block count for nothing.
+The gradient is written by hand. Voxels lie on the last axis of every array, up to `BLOCK` in a block, so that
+the inner loops vectorise. Padding voxels in the last block have the weight 0 (`present`).
 """
 
 import math
@@ -15,16 +15,29 @@ from typing import Any
 
 import numba as nb
 import numpy as np
+from numba import types
 
-from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
+from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, PackedRegion, unpack
 from ivimbayes.models.spec import SECOND_SHAPES, SECOND_SHIFT
-from ivimbayes.numerics.jit import allocating_jit, c_function, jit
-from ivimbayes.numerics.noise import gaussian, rician, student_t
-from ivimbayes.numerics.signals import make_shape, signal_adjoint, signal_curve
+from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.jit import (
+    Cube,
+    Matrix,
+    Vector,
+    allocating_jit,
+    c_function,
+    jit,
+    load,
+    separate,
+    separate_of,
+)
+from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
+from ivimbayes.numerics.signals import Shape, make_shape, signal_adjoint, signal_curve
 from ivimbayes.numerics.triangular import (
-    cholesky,
     cholesky_adjoint,
+    cholesky_blocks,
     inverse_gram,
+    multiply,
     partial_cholesky,
     product,
     solve_lower,
@@ -32,11 +45,22 @@ from ivimbayes.numerics.triangular import (
 )
 
 
-@jit
-def locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
+@separate()
+def locate(
+    S: Matrix,
+    shift: Vector,
+    Lambda: Cube,
+    eta: Matrix,
+    z: Matrix,
+    F: Cube,
+    inverse: Matrix,
+    a: Matrix,
+    u: Matrix,
+    theta: Matrix,
+) -> None:
     """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
     lanes = z.shape[1]
-    cholesky(S, Lambda, F, inverse)
+    cholesky_blocks(S, Lambda, F, inverse)
     for i in range(z.shape[0]):
         for w in range(lanes):
             a[i, w] = shift[i] + eta[i, w]
@@ -45,6 +69,45 @@ def locate(S, shift, Lambda, eta, z, F, inverse, a, u, theta):
         for w in range(lanes):
             a[i, w] = u[i, w] + z[i, w]
     solve_upper(F, inverse, a, theta)
+
+
+@separate()
+def back_from_theta(
+    theta: Matrix,
+    theta_bar: Matrix,
+    u: Matrix,
+    F: Cube,
+    inverse: Matrix,
+    present: Vector,
+    z_bar: Matrix,
+    e_bar: Matrix,
+    S_sum: Cube,
+    e_sum: Matrix,
+    squares: Cube,
+    more: Cube,
+    most: Cube,
+) -> None:
+    """Adjoints of `locate`: of z into ``z_bar``; those of Sigma⁻¹ and of shift + eta added to the sums.
+
+    ``squares``, ``more`` and ``most`` are scratch.
+    """
+    Q, lanes = theta.shape
+    F_bar, R, X = squares, more, most
+    solve_lower(F, inverse, theta_bar, z_bar)
+    solve_upper(F, inverse, z_bar, e_bar)
+    for i in range(Q):
+        for j in range(i + 1):
+            for w in range(lanes):
+                F_bar[i, j, w] = -theta[i, w] * z_bar[j, w] - e_bar[i, w] * u[j, w]
+        for w in range(lanes):
+            F_bar[i, i, w] -= inverse[i, w]
+    cholesky_adjoint(F, inverse, F_bar, R, X)
+    for i in range(Q):
+        for j in range(i + 1):
+            for w in range(lanes):
+                S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
+        for w in range(lanes):
+            e_sum[i, w] += present[w] * e_bar[i, w]
 
 
 @jit
@@ -66,21 +129,42 @@ def read_z(x, start, count, z):
 def hyperparameters(x, region):
     """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma), (share, shift) and where z begins."""
     P, pairs = region.centre.size, region.shapes.size
-    three = np.empty(3)
+    mu, sd, r = np.empty(P), np.empty(P), np.zeros(pairs)
+    three, second = np.empty(3), np.zeros(1 + P)
     if region.pooled == 0.0:
+        for i in range(P):
+            mu[i], sd[i] = region.centre[i], region.width[i]
         three[0], three[1], three[2] = region.S0[0], region.S0[1], math.exp(x[0])
-        return region.centre, region.width, np.zeros(pairs), three, np.zeros(1 + P), 1
+        return mu, sd, r, three, second, 1
     h = 2 * P + pairs
     three[0], three[1], three[2] = x[h], math.exp(x[h + 1]), math.exp(x[h + 2])
-    sd, second = np.exp(x[P : 2 * P]), np.zeros(1 + P)
-    if region.mixed != 0.0:
-        second[0], second[1:] = 1.0 / (1.0 + math.exp(-x[h + 3])), sd * x[h + 4 : h + 4 + P]
-    first = h + 3 + (1 + P if region.mixed != 0.0 else 0)
-    return x[:P], sd, np.tanh(0.5 * x[2 * P : h]), three, second, first
+    for i in range(P):
+        mu[i], sd[i] = x[i], math.exp(x[P + i])
+    for n in range(pairs):
+        r[n] = math.tanh(0.5 * x[2 * P + n])
+    if region.mixed == 0.0:
+        return mu, sd, r, three, second, h + 3
+    second[0] = 1.0 / (1.0 + math.exp(-x[h + 3]))
+    for i in range(P):
+        second[1 + i] = sd[i] * x[h + 4 + i]
+    return mu, sd, r, three, second, h + 4 + P
 
 
-@jit
-def likelihood(region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, out):
+@separate()
+def likelihood(
+    region: PackedRegion,
+    block: int,
+    theta: Matrix,
+    mean: float,
+    variance: float,
+    S0_variance: float,
+    shape: Shape,
+    curve: Matrix,
+    curve_bar: Matrix,
+    bars: Matrix,
+    work: Matrix,
+    out: Matrix,
+) -> None:
     """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
     P, root, present = region.centre.size, region.root[block], region.present[block]
     signal_curve(
@@ -105,8 +189,24 @@ def likelihood(region, block, theta, mean, variance, S0_variance, shape, curve, 
     signal_adjoint(region.form, curve_bar, root, region.b, shape, out)
 
 
-@jit
-def _population(theta, mu, S, P, nu, mixed, second, present, d, Sd, theta_bar, mu_sum, S_sum, total, work):
+@separate()
+def population(
+    theta: Matrix,
+    mu: Vector,
+    S: Matrix,
+    P: int,
+    nu: float,
+    mixed: float,
+    second: Vector,
+    present: Vector,
+    d: Matrix,
+    Sd: Matrix,
+    theta_bar: Matrix,
+    mu_sum: Matrix,
+    S_sum: Cube,
+    total: Vector,
+    work: Matrix,
+) -> None:
     """Density of theta, and S0 after it, given the population; adjoints added.
 
     Of a mixture ``second`` is (share, shift, Sigma⁻¹ shift); the adjoints of logit share and shift go into
@@ -138,7 +238,7 @@ def _population(theta, mu, S, P, nu, mixed, second, present, d, Sd, theta_bar, m
         for w in range(lanes):
             weight[w] = present[w]
     if mixed != 0.0:
-        _mix(P, second, present, d, Sd, mu_sum[Q:], S_sum, total, work)
+        mix(P, second, present, d, Sd, mu_sum[Q:], S_sum, total, work)
     for i in range(P, Q):
         for w in range(lanes):
             Sd[i, w] = S[i, i] * d[i, w]
@@ -156,9 +256,19 @@ def _population(theta, mu, S, P, nu, mixed, second, present, d, Sd, theta_bar, m
                 S_sum[i, j, w] -= 0.5 * weight[w] * d[i, w] * d[j, w]
 
 
-@jit
-def _mix(P, second, present, d, Sd, second_sum, S_sum, total, work):
-    """Add to a normal density what a second one about a mean apart gives; Sd becomes that of both.
+@separate(optional=True)
+def mix(
+    P: int,
+    second: Vector,
+    present: Vector,
+    d: Matrix,
+    Sd: Matrix,
+    second_sum: Matrix,
+    S_sum: Cube,
+    total: Vector,
+    work: Matrix,
+) -> None:
+    """Turn a normal population into a mixture of two: add log(1 - w + w N2 / N1); Sd becomes its gradient.
 
     With r the probability that a voxel is of the second, the gradient is that of a normal whose residual is
     d less r times the shift.
@@ -188,6 +298,15 @@ def _mix(P, second, present, d, Sd, second_sum, S_sum, total, work):
                 S_sum[i, j, w] += 0.5 * present[w] * r[w] * cross
 
 
+@jit
+def total_of(x):
+    """Sum, term by term."""
+    total = 0.0
+    for w in range(x.size):
+        total += x[w]
+    return total
+
+
 @allocating_jit
 def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, three_bar, second_bar):
     """Sum the voxels' densities; set the gradient in z, add adjoints of the hyperparameters."""
@@ -196,7 +315,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     V = region.voxels
     mean, S0_variance, variance = three[0], three[1] ** 2, three[2] ** 2
     marginal = region.noise == GAUSSIAN
-    shift = product(S, mu.reshape((Q, 1)))[:, 0]
+    shift = multiply(S, mu, Q)
     shape = make_shape(region.form, M, region.steps.size, lanes)
     squares, triples = np.empty((5, Q, Q, lanes)), np.empty((10, Q, lanes))
     F, F_bar, R, X, S_sum = squares[0], squares[1], squares[2], squares[3], squares[4]
@@ -205,8 +324,10 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     curves, sums = np.empty((2, M, lanes)), np.zeros((4 + 2 * Q + 1 + P, lanes))
     curve, curve_bar = curves[0], curves[1]
     bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q :]
-    extended = np.empty(1 + 2 * P)
-    extended[: 1 + P], extended[1 + P :] = second, product(S[:P, :P], second[1:].copy().reshape((P, 1)))[:, 0]
+    extended, moved = np.empty(1 + 2 * P), multiply(S, second[1:], P)
+    for i in range(P):
+        extended[i], extended[1 + P + i] = second[i], moved[i]
+    extended[P] = second[P]
     work = np.empty((10, lanes))
     q = work[8]
     S_sum[:] = 0.0
@@ -219,7 +340,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
         likelihood(
             region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, theta_bar
         )  # fmt: skip
-        _population(
+        population(
             theta, mu, S, P, region.nu, region.mixed, extended, present, d, Sd, theta_bar, mu_sum, S_sum,
             bars[3], work[8:],
         )  # fmt: skip
@@ -231,27 +352,14 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
                 q[w] *= inverse[i, w] * inverse[i, w]
         for w in range(lanes):
             bars[3, w] += present[w] * 0.5 * math.log(q[w])
-        # back through theta(z)
-        solve_lower(F, inverse, theta_bar, y_bar)
-        solve_upper(F, inverse, y_bar, e_bar)
+        back_from_theta(
+            theta, theta_bar, u, F, inverse, present, y_bar, e_bar, S_sum, e_sum, F_bar, R, X
+        )  # fmt: skip
         for w in range(count):
             for i in range(Q):
                 gradient[start + w * Q + i] = y_bar[i, w]
-        for i in range(Q):
-            for j in range(i + 1):
-                for w in range(lanes):
-                    F_bar[i, j, w] = -theta[i, w] * y_bar[j, w] - e_bar[i, w] * u[j, w]
-            for w in range(lanes):
-                F_bar[i, i, w] -= inverse[i, w]
-        cholesky_adjoint(F, inverse, F_bar, R, X)
-        for i in range(Q):
-            for j in range(i + 1):
-                for w in range(lanes):
-                    S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
-            for w in range(lanes):
-                e_sum[i, w] += present[w] * e_bar[i, w]
     for i in range(1 + P):
-        second_bar[i] = mu_sum[Q + i].sum()
+        second_bar[i] = total_of(mu_sum[Q + i])
     total = -V * noise_logs(region) * math.log(variance)
     for w in range(lanes):
         total += bars[3, w]
@@ -260,14 +368,14 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
         three_bar[2] += bars[1, w]
     for i in range(Q):
         total -= V * math.log(L[i, i])
-        e = e_sum[i].sum()
-        mu_bar[i] += mu_sum[i].sum()
+        e = total_of(e_sum[i])
+        mu_bar[i] += total_of(mu_sum[i])
         for j in range(Q):
             mu_bar[j] += S[j, i] * e
             S_bar[i, j] += 0.5 * e * mu[j]
             S_bar[j, i] += 0.5 * e * mu[j]
         for j in range(i + 1):
-            each = S_sum[i, j].sum()
+            each = total_of(S_sum[i, j])
             S_bar[i, j] += each
             if i != j:
                 S_bar[j, i] += each
@@ -276,7 +384,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
 
 @jit
 def noise_logs(region):
-    """How often ln variance is taken off a voxel's density."""
+    """Exponent n of sigma² in a voxel's likelihood, which contains -n ln sigma²."""
     if region.noise == GAUSSIAN:
         return 0.5 * (region.measurements - 1)
     if region.noise == RICIAN:
@@ -295,7 +403,7 @@ def latent_population(mu, sd, r, three, Q):
             L[i, j] = sd[i] * C[i, j]
     for i in range(P, Q):
         means[i], L[i, i] = three[0], three[1]
-    return means, L, inverse_gram(L)
+    return means, L, inverse_gram(L, Q)
 
 
 @jit
@@ -310,8 +418,8 @@ def _second_prior(apart, second, second_bar, sd, gradient):
     return total
 
 
-@allocating_jit
-def log_density(x, gradient, block):
+@separate(allocates=True)
+def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
     """Log-density of a region and its gradient.
 
     Parameters
@@ -365,7 +473,7 @@ def log_density(x, gradient, block):
         total -= region.shapes[n] * (size + 2 * math.log1p(math.exp(-size)))
         gradient[2 * P + n] = -region.shapes[n] * r[n]
     # Sigma⁻¹ = (L L')⁻¹, so L̄ = -2 tril(Sigma⁻¹ S̄ L⁻ᵀ); L = diag(sd) C(r), d r = (1 - r²) / 2 d x
-    T = product(product(S[:P, :P], S_bar[:P, :P]), product(S[:P, :P], L[:P, :P]))
+    T = product(product(S, S_bar, P), product(S, L, P), P)
     for i in range(P):
         row = i * (i - 1) // 2
         for j in range(i + 1):
@@ -383,31 +491,62 @@ def log_density(x, gradient, block):
     return total
 
 
+@allocating_jit
+def _log_density(x, gradient, block):
+    return region_density(x, gradient, block)
+
+
+def log_density(x: Array, gradient: Array, block: Array) -> float:
+    """Do `region_density`, whose parameters these are, after it is loaded for the region's noise."""
+    callbacks(block)
+    return float(_log_density(x, gradient, block))
+
+
 def _density_callback(size, x, gradient, logp, data):
-    """Do `log_density` for a sampler: 0, or 3 where the density or its gradient is not finite."""
+    """Do `region_density` for a sampler: 0, or 3 where the density or its gradient is not finite."""
     block = nb.carray(data, (int(nb.carray(data, (1,), np.float64)[0]),), np.float64)
     slope = nb.carray(gradient, (size,))
-    value = log_density(nb.carray(x, (size,)), slope, block)
+    value = region_density(nb.carray(x, (size,)), slope, block)
     nb.carray(logp, (1,))[0] = value
-    return 0 if math.isfinite(value) and np.isfinite(slope).all() else 3
+    good = math.isfinite(value)
+    for i in range(slope.size):
+        good = good and math.isfinite(slope[i])
+    return 0 if good else 3
 
 
 def _copy_callback(size, expanded, x, out, data):
     """Keep the coordinates of a draw as they are."""
-    nb.carray(out, (expanded,))[:] = nb.carray(x, (size,))
+    source, target = nb.carray(x, (size,)), nb.carray(out, (expanded,))
+    for i in range(size):
+        target[i] = source[i]
     return 0
 
 
 @cache
-def callbacks() -> tuple[Any, Any]:
-    """C functions for the sampler, the density's and one that copies coordinates; each has an ``address``.
-
-    Compiled at the first call on a machine; later processes load them, if they could be kept.
-    """
-    number = nb.types.CPointer(nb.types.float64)
-    size, status, data = nb.types.uint64, nb.types.int64, nb.types.voidptr
-    compiled = (
-        c_function(status(size, number, number, number, data), _density_callback),
-        c_function(status(size, size, number, number, data), _copy_callback),
+def _callbacks() -> tuple[Any, Any]:
+    load(region_density)
+    number = types.CPointer(types.float64)
+    size, status, data = types.uint64, types.int64, types.voidptr
+    return (
+        c_function(_density_callback, status, (size, number, number, number, data)),
+        c_function(_copy_callback, status, (size, size, number, number, data)),
     )
-    return compiled
+
+
+def callbacks(block: Array) -> tuple[Any, Any]:
+    """C functions for the sampler: the density of a region, and one that copies coordinates.
+
+    Each has an ``address``. They are compiled at the first call on a machine; later processes load them, if
+    they could be kept. What the noise and the population of the region need is loaded too.
+    """
+    kind = int(block[7])
+    return compile_density(NOISE_KINDS[kind] if kind < len(NOISE_KINDS) else "", bool(block[14]))
+
+
+def compile_density(noise: str, mixture: bool) -> tuple[Any, Any]:
+    """Compile or load the `callbacks` for a noise, and for a mixture of populations if asked."""
+    noises = {"gaussian": gaussian, "rician": rician, "student_t": student_t}
+    parts = [noises[noise]] if noise in noises else []
+    for part in [*parts, mix] if mixture else parts:
+        separate_of(part).load()
+    return _callbacks()

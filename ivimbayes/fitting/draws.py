@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import expit
 
 from ivimbayes.fitting.density import (
+    callbacks,
     hyperparameters,
     latent_population,
     likelihood,
@@ -19,7 +20,7 @@ from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import allocating_jit
 from ivimbayes.numerics.signals import make_shape
-from ivimbayes.numerics.triangular import product
+from ivimbayes.numerics.triangular import multiply
 
 
 @allocating_jit
@@ -37,14 +38,16 @@ def _of_draws(x, block):
         mu, sd, r, three, _, first = hyperparameters(x[n], region)
         S0_variance, variance = three[1] ** 2, three[2] ** 2
         means, _, S = latent_population(mu, sd, r, three, Q)
-        shift = product(S, means.reshape((Q, 1)))[:, 0]
+        shift = multiply(S, means, Q)
         fixed = noise_logs(region) * math.log(variance)
         for index in range(region.signal.shape[0]):
             start = index * lanes
             count = min(lanes, V - start)
             read_z(x[n], first + start * Q, count, z)
             locate(S, shift, region.precision[index], region.shift[index], z, F, inverse, a, u, theta)
-            bars[:] = 0.0
+            for i in range(4):
+                for w in range(lanes):
+                    bars[i, w] = 0.0
             likelihood(
                 region, index, theta, three[0], variance, S0_variance, shape, curves[0], curves[1], bars,
                 work, bar,
@@ -81,6 +84,7 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     """
     P, pooled, lead = int(block[3]), bool(block[11]), x.shape[:-1]
     marginal = int(block[7]) == GAUSSIAN
+    callbacks(block)
     latent, by_voxel = _of_draws(np.ascontiguousarray(x.reshape(-1, x.shape[-1])), block)
     log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)
     latent = latent.reshape(*lead, *latent.shape[1:])

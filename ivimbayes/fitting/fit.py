@@ -219,7 +219,7 @@ def _sample_all(
         parts: dict[tuple[str, int], dict[int, Any]] = {}
         keys = {task.name: region_key(task, settings) for task in tasks}
         bars.stage(tasks[0].name, "compiling, once on a machine")
-        callbacks()
+        callbacks(tasks[0].block)
         waiting = deque[RegionTask]()
         for task in tasks:
             if (kept := find_finished(checkpoint, task, keys[task.name], load)) is not None:

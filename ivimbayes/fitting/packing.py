@@ -22,7 +22,7 @@ from ivimbayes.models.spec import (
     sigma_scale,
 )
 from ivimbayes.numerics.arithmetic import Array
-from ivimbayes.numerics.jit import allocating_jit
+from ivimbayes.numerics.jit import Cube, Cubes, Matrix, Vector, allocating_jit
 from ivimbayes.numerics.noise import NOISE_KINDS
 from ivimbayes.numerics.signals import Form, form_of
 from ivimbayes.numerics.steps import B_DIGITS, step_table
@@ -94,23 +94,23 @@ class PackedRegion(NamedTuple):
     mixed: float
     constant: float
     sigma_scale: float
-    S0: Array
-    centre: Array
-    width: Array
-    spread: Array
-    shapes: Array
-    b: Array
-    step: Array
-    steps: Array
-    left: Array
-    right: Array
+    S0: Vector
+    centre: Vector
+    width: Vector
+    spread: Vector
+    shapes: Vector
+    b: Vector
+    step: Vector
+    steps: Vector
+    left: Vector
+    right: Vector
     voxels: int
-    signal: Array
-    root: Array
-    within: Array
-    present: Array
-    precision: Array
-    shift: Array
+    signal: Cube
+    root: Cube
+    within: Matrix
+    present: Matrix
+    precision: Cubes
+    shift: Cube
 
 
 HEAD = 17  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and six more of `PackedRegion`

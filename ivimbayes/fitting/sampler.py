@@ -28,7 +28,7 @@ POLL_SECONDS = 0.2
 def sampler_model(block: np.ndarray, start: np.ndarray) -> CompiledPyMCModel:
     """Wrap a region's density for nutpie, with a starting point; its one variable is ``x``."""
     n = coordinates(block)
-    density, copy = callbacks()
+    density, copy = callbacks(block)
     return CompiledPyMCModel(
         dims={},
         compiled_logp_func=density,

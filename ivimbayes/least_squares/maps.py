@@ -13,18 +13,20 @@ import xarray as xr
 from ivimbayes.errors import InputError
 from ivimbayes.io.scans import roi_names
 from ivimbayes.least_squares.solver import (
+    BAD_SIGNAL,
     FITTED,
     FULL,
     REFINED,
+    S0,
     SEGMENTED,
     STATUS,
-    Acquisition,
-    make_protocol,
+    Problem,
+    make_problem,
     make_work,
 )
-from ivimbayes.least_squares.voxels import fit_voxels
+from ivimbayes.least_squares.voxels import fit_voxels, load_fits
 from ivimbayes.models.signals import PARAMETERS
-from ivimbayes.numerics.steps import B_DIGITS
+from ivimbayes.numerics.steps import B_DIGITS, sum_by_b
 from ivimbayes.parallel import count_cores
 from ivimbayes.progress import MapProgress
 from ivimbayes.protocol.check import require_protocol
@@ -208,7 +210,7 @@ def _fit(
     if cores is not None and cores < 1:
         raise InputError(f"cores {cores}; give 1 or more")
     low, high = (np.array([end, *(limits[p][i] for p in FITTED[1:])]) for i, end in enumerate((0.0, np.inf)))
-    protocol = make_protocol(scan["b"].values, scan["averages"].values, threshold, low, high)
+    problem = make_problem(scan["b"].values, scan["averages"].values, threshold, low, high)
     lowest = -np.inf if scan.attrs.get("real_valued") else 0.0
     inside = scan["roi"].transpose(*SPACE).values > 0
     values = {name: np.full(inside.shape, np.nan) for p in MAPPED for name in (p, f"{p}_se")}
@@ -219,13 +221,14 @@ def _fit(
         ThreadPoolExecutor(cores or count_cores()) as pool,
     ):
         bar.stage("compiling, once on a machine")
-        _fit_chunk(np.ones((1, len(protocol.place))), lowest, method, protocol)
+        load_fits(method)
+        _fit_chunk(np.ones((1, len(problem.acquisition.place))), lowest, method, problem)
         bar.stage("mapping")
         for z in _slabs(scan, inside):
             where, signal = inside[:, :, z], _read(scan, inside, z)
             chunks = (signal[v : v + CHUNK] for v in range(0, len(signal), CHUNK))
             made = []
-            for part in pool.map(lambda chunk: _fit_chunk(chunk, lowest, method, protocol), chunks):
+            for part in pool.map(lambda chunk: _fit_chunk(chunk, lowest, method, problem), chunks):
                 made.append(part)
                 bar.advance(len(part[1]))
             for i, name in enumerate(columns):
@@ -235,10 +238,20 @@ def _fit(
 
 
 def _fit_chunk(
-    signal: np.ndarray, lowest: float, method: int, protocol: Acquisition
+    signal: np.ndarray, lowest: float, method: int, problem: Problem
 ) -> tuple[np.ndarray, np.ndarray]:
-    out, status = np.empty((len(signal), 2 * len(FITTED))), np.empty(len(signal), np.uint8)
-    fit_voxels(signal, lowest, method, protocol, make_work(len(protocol.b)), out, status)
+    """Fit voxels (voxel, measurement): S0, f, D, D* and their standard errors, and a status."""
+    acquisition, place = problem.acquisition, problem.acquisition.place.astype(int)
+    out, status = np.full((len(signal), 2 * len(FITTED)), np.nan), np.full(len(signal), BAD_SIGNAL, np.uint8)
+    good = (np.isfinite(signal) & (signal > lowest)).all(axis=1) & (signal != 0).any(axis=1)
+    scale = np.abs(signal[good]).max(axis=1, initial=0.0)[:, None]
+    weight = acquisition.averages
+    mean = sum_by_b(weight * signal[good], place, len(acquisition.b)) / (acquisition.weight * scale)
+    within = (weight * (signal[good] / scale - mean[:, place]) ** 2).sum(axis=1)
+    found, judged = out[good], status[good]
+    fit_voxels(mean, within, len(place), method, problem, make_work(acquisition), found, judged)
+    found[:, [S0, 4 + S0]] *= scale
+    out[good], status[good] = found, judged
     return out, status
 
 

@@ -11,6 +11,7 @@ from scipy.stats import chi2
 from ivimbayes.io.digest import code_digest
 from ivimbayes.maps.files import NAMES
 from ivimbayes.maps.populations import PopulationDraws
+from ivimbayes.numerics.steps import make_acquisition, sum_by_b
 from ivimbayes.voxelwise.draws import PopulationBlock, make_draws
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.posterior import (
@@ -20,13 +21,14 @@ from ivimbayes.voxelwise.posterior import (
     FIELDS,
     K_HAT,
     SQUARE,
+    load_kernel,
     voxel_posteriors,
 )
 from ivimbayes.voxelwise.status import BANDWIDTH, FEW_DRAWS, K_DOUBTFUL, K_FAILED, MAPPED, STATUS
-from ivimbayes.voxelwise.workspace import WIDTH, make_protocol, make_work
+from ivimbayes.voxelwise.workspace import WIDTH, make_work
 
-ROBUST_FACTOR, LONE_DRAWS = 8, 64
-FEW = 4 * WIDTH  # population draws over which a fitted voxel's posterior is averaged
+ROBUST_FACTOR, MONO_DRAWS = 8, 64
+SOME = 4 * WIDTH  # population draws over which a fitted voxel's posterior is averaged
 MISFIT = 1e-6
 
 
@@ -47,23 +49,23 @@ class Task:
     seed: int
 
     @cached_property
-    def _lanes(self) -> dict[int, tuple[float, PopulationBlock, PopulationBlock, PopulationBlock]]:
+    def _blocks(self) -> dict[int, tuple[float, PopulationBlock, PopulationBlock, PopulationBlock]]:
         return {}
 
-    def lanes(self, label: int) -> tuple[float, PopulationBlock, PopulationBlock, PopulationBlock]:
-        """Scale of a label's signals; its population in lanes for the first pass, few, for the second."""
-        if label not in self._lanes:
+    def laid_out(self, label: int) -> tuple[float, PopulationBlock, PopulationBlock, PopulationBlock]:
+        """Scale of a label's signals; its population's draws for the first pass, some, and for the second."""
+        if label not in self._blocks:
             p = self.populations[label]
             scale = float(np.median(p.S0))
-            first, few, second = (
+            first, some, second = (
                 make_draws(
                     p.mean, p.covariance, p.sigma / scale, p.S0 / scale, p.S0_sd / scale, self.averages, n,
                     nu=p.nu, rician=self.noise == "rician", seed=self.seed,
                 )
-                for n in (self.draws, FEW, ROBUST_FACTOR * self.draws)
+                for n in (self.draws, SOME, ROBUST_FACTOR * self.draws)
             )  # fmt: skip
-            self._lanes[label] = scale, first, few, second
-        return self._lanes[label]
+            self._blocks[label] = scale, first, some, second
+        return self._blocks[label]
 
     @cached_property
     def digest(self) -> str:
@@ -132,20 +134,20 @@ def _voxels(signal: np.ndarray, where: np.ndarray, label: int, task: Task) -> tu
     population = task.populations[label]
     rician = task.noise == "rician"
     dims, count, seed = 4 if rician else 3, task.draws, task.seed
-    protocol = make_protocol(task.b, task.averages, rician)
-    scale, draws, few, many = task.lanes(label)
+    acquisition = make_acquisition(task.b, task.averages)
+    scale, draws, some_draws, more_draws = task.laid_out(label)
+    load_kernel(rician, population.nu > 0)
     y = signal / scale
     weighted = y * task.averages
-    merged = np.zeros((len(y), len(protocol.b)))
-    for measurement, place in enumerate(protocol.place.astype(int)):
-        merged[:, place] += weighted[:, measurement]
+    merged = sum_by_b(weighted, acquisition.place, len(acquisition.b))
     out = np.empty((len(y), COLUMNS))
     kept = np.empty((len(y), 4, task.keep_draws))
     voxel_posteriors(
         merged, y, (weighted * y).sum(axis=1), np.ravel_multi_index(tuple(where.T), task.shape),
-        _own(signal, where, population), protocol, draws, few, many, make_points(dims, count, seed),
-        make_points(dims, ROBUST_FACTOR * count, seed), make_points(dims - 2, LONE_DRAWS, seed),
-        task.interval, BANDWIDTH, seed, make_work(protocol, ROBUST_FACTOR * count), out, kept,
+        _own(signal, where, population), acquisition, draws, some_draws, more_draws,
+        make_points(dims, count, seed), make_points(dims, ROBUST_FACTOR * count, seed),
+        make_points(dims - 2, MONO_DRAWS, seed), task.interval, BANDWIDTH, seed,
+        make_work(acquisition, ROBUST_FACTOR * count), out, kept,
     )  # fmt: skip
     out[:, 3 * FIELDS : 4 * FIELDS] *= scale
     kept[:, 3] *= scale

@@ -58,6 +58,12 @@ def exponential(x):
 
 
 @jit
+def logistic(x):
+    """Calculate 1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + exponential(-x))
+
+
+@jit
 def exponentials(x, out):
     """Set ``out`` to exp(x); one-dimensional arrays."""
     for i in range(x.size):

@@ -1,34 +1,62 @@
 """Compiled functions: the decorators, and a cache that notices a change in any compiled file.
 
-numba keeps machine code for each function and drops it when the function's own file changes. The code also
-contains what the function calls, so numba would not notice a change in the file of a callee. Here the cache
-of every function carries the digest of all files of the package instead.
-
-Use `jit` for functions that work on arrays they are given, `sum_jit` for sums whose terms may be added in any
-order (it may lose the sign of a zero, never a NaN), and `allocating_jit` for functions that make arrays.
+**Three decorators for functions that numba compiles into their callers.** `jit` is for functions that work on
+arrays they are given, `sum_jit` for sums whose terms may be added in any order (it may lose the sign of a
+zero, never a NaN), and `allocating_jit` for functions that make arrays.
 
 Passing arrays between compiled functions increments their reference counts atomically, which cost a third of
-the maps' time. ``_nrt=False``, an option of numba, turns the counting off. A function compiled this
-way must neither allocate an array nor return one, nor call a function that returns one. If it does, numba
-says "No implementation of function Function(<built-in function empty>) found", or "Only accept returning of
-array passed into the function as argument". Use `allocating_jit` there.
+the maps' time. ``_nrt=False``, an option of numba, turns the counting off. A function compiled this way must
+neither allocate an array nor return one, nor call a function that returns one. If it does, numba says "No
+implementation of function Function(<built-in function empty>) found", or "Only accept returning of array
+passed into the function as argument". Use `allocating_jit` there.
+
+**One for functions that are compiled apart.** numba links a copy of each callee into its caller and optimises
+it again there: through five levels of calls, the same code is compiled five times. `separate` compiles a
+function once; its callers load its address when they run. The signature comes from the annotations (`int`,
+`float`, the array types below, or a NamedTuple of these). Such a function must be loaded before a caller
+runs: `load` finds all that a function needs, except those that are ``optional``, which the program loads when
+it knows that the data need them.
+
+**A cache for all of them.** numba keeps machine code for each function and drops it when the function's own
+file changes. The code also contains what the function calls, and constants of other modules, so numba would
+not notice a change in those. Here the cache of every function carries the digest of all compiled files
+instead.
 """
 
+import ctypes
+import inspect
+import os
 from collections.abc import Callable
 from pickle import UnpicklingError
-from typing import Any
+from threading import Lock
+from typing import Annotated, Any, get_args, get_type_hints
 
+import llvmlite.binding as llvm
 import numba as nb
+import numpy as np
+from llvmlite import ir
+from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.ccallback import CFunc
+from numba.core.typing import signature
+from numba.extending import intrinsic
 
-from ivimbayes.io.digest import code_digest
+from ivimbayes.io.digest import compiled_digest
+
+_Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Vector = Annotated[_Numbers, types.float64[::1]]
+Matrix = Annotated[_Numbers, types.float64[:, ::1]]
+Cube = Annotated[_Numbers, types.float64[:, :, ::1]]
+Cubes = Annotated[_Numbers, types.float64[:, :, :, ::1]]
+Flags = Annotated[np.ndarray, types.boolean[::1]]
+Places = Annotated[np.ndarray, types.int32[::1]]
 
 
 class PackageIndex(IndexDataCacheFile):  # type: ignore[misc, unused-ignore]
     """Index of a function's machine code.
 
-    numba unpickles an index before it looks at its stamp, and signatures name classes of the package. An index of
-    another state of the code may name a class that is gone; like a damaged one, it counts as empty.
+    numba unpickles an index before it looks at its stamp, and signatures name classes of the package. An
+    index of another state of the code may name a class that is gone; like a damaged one, it counts as empty.
     """
 
     def _load_index(self) -> Any:
@@ -39,11 +67,11 @@ class PackageIndex(IndexDataCacheFile):  # type: ignore[misc, unused-ignore]
 
 
 class PackageCache(FunctionCache):  # type: ignore[misc, unused-ignore]
-    """Machine code of one function, valid for one state of the package's code."""
+    """Machine code of one function, valid for one state of the compiled files."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = PackageIndex(self.cache_path, self._impl.filename_base, code_digest())
+        self._cache_file = PackageIndex(self.cache_path, self._impl.filename_base, compiled_digest())
 
 
 def can_keep() -> bool:
@@ -56,13 +84,14 @@ def can_keep() -> bool:
 
 
 KEEP = can_keep()
+OPTIONS = {"error_model": "numpy", "nogil": True}
 
 
 def _decorator(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make a decorator that compiles a function at its first call and keeps the machine code."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        compiled = nb.njit(error_model="numpy", nogil=True, **options)(function)
+        compiled = nb.njit(**OPTIONS, **options)(function)
         if KEEP:
             compiled._cache = PackageCache(function)
         return compiled
@@ -70,18 +99,180 @@ def _decorator(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def c_function(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile a function that a C program calls by its ``address``."""
-    from numba.core.ccallback import CFunc
-    from numba.core.sigutils import normalize_signature
+jit = _decorator(fastmath={"contract"}, _nrt=False)
+sum_jit = _decorator(fastmath={"contract", "reassoc", "nsz"}, _nrt=False)
+allocating_jit = _decorator(fastmath={"contract"}, _nrt=True)
 
-    compiled = CFunc(function, normalize_signature(signature), locals={}, options={})
+
+def c_function(function: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], **options: Any) -> Any:
+    """Compile a function, or load it, that others call by its ``address``; `kind` is the type it returns."""
+    compiled = CFunc(function, (arguments, kind), locals={}, options=OPTIONS | options)
     if KEEP:
         compiled._cache = PackageCache(function)  # type: ignore[attr-defined]
     compiled.compile()
     return compiled
 
 
-jit = _decorator(fastmath={"contract"}, _nrt=False)
-sum_jit = _decorator(fastmath={"contract", "reassoc", "nsz"}, _nrt=False)
-allocating_jit = _decorator(fastmath={"contract"}, _nrt=True)
+# ---------------------------------------------------------------- functions that are compiled apart
+
+_lock = Lock()
+
+
+class Separate:
+    """A function that is compiled by itself; see `separate`.
+
+    Attributes
+    ----------
+    function : callable
+        The function in Python.
+    call : object
+        What stands for the function in compiled code.
+    """
+
+    def __init__(self, function: Callable[..., Any], allocates: bool, optional: bool) -> None:
+        self.function, self.allocates, self.optional = function, allocates, optional
+        self.symbol = f"{function.__module__}.{function.__qualname__}"
+        self._compiled: Any = None
+        self._cell = ctypes.c_void_p(ctypes.cast(_missing, ctypes.c_void_p).value)
+        llvm.add_symbol(self.symbol, ctypes.addressof(self._cell))
+        self.call = self._intrinsic()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether callers may run."""
+        return self._compiled is not None
+
+    @property
+    def types(self) -> tuple[Any, tuple[Any, ...]]:
+        """The numba types of result and arguments."""
+        hints = get_type_hints(self.function, include_extras=True)
+        kind = hints.pop("return")
+        return numba_type(kind), tuple(numba_type(hint) for hint in hints.values())
+
+    def load(self) -> None:
+        """Compile the function, or load what was kept, and let callers find it."""
+        with _lock:
+            if self._compiled is None:
+                kind, arguments = self.types
+                self._compiled = c_function(
+                    self.function, kind, arguments, fastmath={"contract"}, _nrt=self.allocates
+                )
+                self._cell.value = self._compiled.address
+
+    def _intrinsic(self) -> Any:
+        symbol = self.symbol
+
+        def typed(context: Any, *given: Any) -> Any:
+            kind, arguments = self.types
+
+            def generate(context: Any, builder: Any, found: Any, values: Any) -> Any:
+                shape = ir.FunctionType(
+                    context.get_value_type(kind), [context.get_value_type(argument) for argument in arguments]
+                )
+                cell = builder.module.globals.get(symbol)
+                if cell is None:
+                    cell = ir.GlobalVariable(builder.module, shape.as_pointer(), symbol)
+                return builder.call(builder.load(cell), values)
+
+            return signature(kind, *arguments), generate
+
+        first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(self.function).parameters.values()
+        typed.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+        typed.__name__, typed.__doc__ = self.function.__name__, self.function.__doc__
+        typed.__module__, typed.__qualname__ = self.function.__module__, self.function.__qualname__
+        call = intrinsic(typed)
+        _separate[id(call)] = self
+        return call
+
+
+_separate: dict[int, Separate] = {}
+
+
+@ctypes.CFUNCTYPE(None)
+def _missing() -> None:
+    """Stand for a function that was not loaded: end the process, since no result would be right."""
+    os.write(
+        2, b"ivimbayes: a compiled function was called before it was loaded; this is a fault of ivimbayes\n"
+    )
+    os.abort()
+
+
+def separate(*, allocates: bool = False, optional: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function apart from its callers, with the signature that its annotations give.
+
+    Parameters
+    ----------
+    allocates : bool
+        Whether it makes arrays.
+    optional : bool
+        Whether `load` of a caller passes it over.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        return Separate(function, allocates, optional).call
+
+    return decorate
+
+
+def separate_of(call: Any) -> Separate | None:
+    """Give the `Separate` behind what `separate` made of a function; None for anything else."""
+    return _separate.get(id(call))
+
+
+def numba_type(hint: Any) -> Any:
+    """Numba's type for an annotation.
+
+    Raises
+    ------
+    TypeError
+        If the annotation is none of `int`, `float`, `bool`, None, the array types, or a NamedTuple of these.
+    """
+    plain = {int: types.int64, float: types.float64, bool: types.boolean, type(None): types.none}
+    if hint in plain:
+        return plain[hint]
+    if hasattr(hint, "__metadata__"):
+        return get_args(hint)[1]
+    if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        hints = get_type_hints(hint, include_extras=True)
+        return types.BaseTuple.from_types([numba_type(hints[name]) for name in hint._fields], hint)
+    if get_args(hint):
+        return types.BaseTuple.from_types([numba_type(part) for part in get_args(hint)])
+    raise TypeError(f"{hint} has no compiled type")
+
+
+def needed(function: Any) -> list[Separate]:
+    """Functions compiled apart that a function calls, directly or through others, optional ones left out.
+
+    Those that are called come before their callers.
+    """
+    found: dict[int, Separate] = {}
+    seen: set[int] = set()
+
+    def visit(item: Any) -> None:
+        if id(item) in seen:
+            return
+        seen.add(id(item))
+        part = separate_of(item)
+        python = (
+            part.function if part else getattr(item, "py_func", item if inspect.isfunction(item) else None)
+        )
+        if python is None:
+            return
+        for name in python.__code__.co_names:
+            inner = python.__globals__.get(name)
+            apart = separate_of(inner)
+            if (apart and not apart.optional) or (apart is None and hasattr(inner, "py_func")):
+                visit(inner)
+        if part:
+            found[id(part)] = part
+
+    visit(function)
+    return list(found.values())
+
+
+def load(*functions: Any) -> None:
+    """Compile or load what some functions need of the functions that are compiled apart."""
+    for function in functions:
+        for part in needed(function):
+            part.load()

@@ -1,12 +1,12 @@
 # mypy: disallow_untyped_defs=False
-"""Noise densities with their derivatives; compiled, one voxel a lane."""
+"""Noise densities with their derivatives, voxels on the last axis; compiled."""
 
 import numpy as np
 
 from ivimbayes.models.bessel import BESSEL_HIGH, BESSEL_LOW, BESSEL_SPLIT
 from ivimbayes.models.noise import T_NU
 from ivimbayes.numerics.arithmetic import logarithm
-from ivimbayes.numerics.jit import jit
+from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 
 NOISE_KINDS = ("gaussian", "rician", "student_t")
 
@@ -14,10 +14,47 @@ NOISE_KINDS = ("gaussian", "rician", "student_t")
 TOGETHER = 8  # factors whose logarithm is taken at once
 
 
+# ---------------------------------------------------------------- Gaussian noise, S0 integrated out
+#
+# S0 ~ Normal(m, tau²). Let G be the sum of the squared curve, gs that of curve times signal, ratio = s² / tau²
+# and total = G + ratio. Given the rest, S0 has the mean `S0_centre` and the variance sigma² / total.
+
+
 @jit
+def S0_centre(gs, total, m, ratio):
+    """Mean of S0 given the signals and the curve."""
+    return (ratio * m + gs) / total
+
+
+@jit
+def S0_square(square, total, centre, m, ratio):
+    """Squared residuals of signals and of S0 from its mean m, over sigma², at the best S0, times sigma².
+
+    ``square`` is the sum of the squared signals.
+    """
+    return square + (ratio * m * m - total * centre * centre)
+
+
+@jit
+def S0_log_density(square, total, centre, m, ratio, precision):
+    """Log-density of the signals, S0 integrated out; without terms in sigma and S0's variance alone."""
+    return -0.5 * (precision * S0_square(square, total, centre, m, ratio) + logarithm(total))
+
+
+@separate(optional=True)
 def gaussian(
-    signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
-):
+    signal: Matrix,
+    within: Vector,
+    present: Vector,
+    measurements: float,
+    curve: Matrix,
+    mean: float,
+    variance: float,
+    S0_variance: float,
+    work: Matrix,
+    curve_bar: Matrix,
+    bars: Matrix,
+) -> None:
     """Gaussian noise with S0 ~ Normal(mean, S0_variance) integrated out, as `gaussian_logp`.
 
     Leaves the adjoint of the weighted curve in ``curve_bar``, adds those of mean, variance and S0_variance to
@@ -74,8 +111,18 @@ def _polynomial(u, coefficients, p, slope):
             p[w] = q * t + c3
 
 
-@jit
-def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
+@separate(optional=True)
+def rician(
+    signal: Matrix,
+    present: Vector,
+    curve: Matrix,
+    S0: Vector,
+    variance: float,
+    curve_bar: Matrix,
+    S0_bar: Vector,
+    bars: Matrix,
+    work: Matrix,
+) -> None:
     """Rician noise given S0, as the one of `ivimbayes.models.noise`, without ln y and ln variance.
 
     Leaves the adjoints of the weighted curve and of S0, adds that of the variance and the log-density to rows
@@ -133,8 +180,18 @@ def rician(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
         S0_bar[w] *= present[w]
 
 
-@jit
-def student_t(signal, present, curve, S0, variance, curve_bar, S0_bar, bars, work):
+@separate(optional=True)
+def student_t(
+    signal: Matrix,
+    present: Vector,
+    curve: Matrix,
+    S0: Vector,
+    variance: float,
+    curve_bar: Matrix,
+    S0_bar: Vector,
+    bars: Matrix,
+    work: Matrix,
+) -> None:
     """Student-t noise given S0, as `rician`, without half of ln variance."""
     lanes = curve.shape[1]
     ratio, scale = work[0], 1.0 / (T_NU * variance)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ivimbayes.models.signals import Signal
 from ivimbayes.numerics.arithmetic import exponential
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import Cube, Matrix, allocating_jit, jit
 
 
 class Form(NamedTuple):
@@ -35,12 +35,12 @@ class Shape(NamedTuple):
     sums : ndarray (2 C + 1, lane)
     """
 
-    value: np.ndarray
-    weight: np.ndarray
-    rate: np.ndarray
-    decay: np.ndarray
-    y: np.ndarray
-    sums: np.ndarray
+    value: Matrix
+    weight: Matrix
+    rate: Matrix
+    decay: Cube
+    y: Matrix
+    sums: Matrix
 
 
 def form_of(signal: Signal) -> Form:

@@ -1,10 +1,61 @@
-"""Steps between b values: a decay at every b is a running product over few distinct steps."""
+"""b values as the compiled functions take them: repeated ones merged, and the few steps between them.
+
+A decay at every b value is a running product over few distinct steps.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.jit import Matrix, Vector
 
 B_DIGITS = 6  # b values (s/mm²) that agree to so many decimals are one
+
+
+class Acquisition(NamedTuple):
+    """The b values of a scan: M distinct ones of K measurements.
+
+    Attributes
+    ----------
+    b, weight : ndarray (M,)
+        Distinct b values (s/mm²), rising, and the images averaged into each.
+    step : ndarray (M,)
+    steps : ndarray (3, S)
+        From `step_table`.
+    place, averages : ndarray (K,)
+        Which b value a measurement is at, and the images averaged into it.
+    """
+
+    b: Vector
+    weight: Vector
+    step: Vector
+    steps: Matrix
+    place: Vector
+    averages: Vector
+
+
+def make_acquisition(b: Array, averages: Array) -> Acquisition:
+    """Sort and merge the b values of a scan, shape (K,)."""
+    distinct, place = distinct_b(b)
+    averages = np.asarray(averages, float)
+    step, steps = step_table(distinct)
+    weight = np.bincount(place, averages)
+    return Acquisition(distinct, weight, step, np.ascontiguousarray(steps), place.astype(float), averages)
+
+
+def distinct_b(b: Array) -> tuple[Array, np.ndarray]:
+    """Distinct b values (M,), rising, and which of them each measurement has (K,)."""
+    distinct, place = np.unique(np.asarray(b, float).round(B_DIGITS), return_inverse=True)
+    return distinct, place
+
+
+def sum_by_b(values: Array, place: np.ndarray, count: int) -> Array:
+    """Sum over the measurements at each of `count` distinct b values: (..., K) to (..., M)."""
+    total = np.zeros((*values.shape[:-1], count))
+    for measurement, where in enumerate(np.asarray(place).astype(int)):
+        total[..., where] += values[..., measurement]
+    return total
 
 
 def step_table(b: Array) -> tuple[Array, Array]:

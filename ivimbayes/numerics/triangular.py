@@ -1,5 +1,5 @@
 # mypy: disallow_untyped_defs=False
-"""Compiled algebra of small triangular matrices: one matrix, or one in each lane on the last axis."""
+"""Compiled algebra of small triangular matrices: one matrix, or one for each voxel of a block."""
 
 import math
 
@@ -9,8 +9,49 @@ from ivimbayes.numerics.jit import allocating_jit, jit
 
 
 @jit
-def cholesky(S, Lambda, F, inverse):
-    """``F F' = S + Lambda``; ``inverse`` of F's diagonal."""
+def cholesky(A, P, L):
+    """Factor one symmetric matrix, ``A = L L'``, of which the upper triangle is read.
+
+    Returns whether it is positive definite. ``L`` is lower triangular; P is the number of rows.
+    """
+    for j in range(P):
+        for i in range(j, P):
+            total = A[j, i]
+            for k in range(j):
+                total -= L[i, k] * L[j, k]
+            if i == j:
+                if not total > 0.0:
+                    return False
+                L[j, j] = math.sqrt(total)
+            else:
+                L[i, j] = total / L[j, j]
+    return True
+
+
+@jit
+def forward(L, P, x):
+    """Replace the vector x by ``L⁻¹ x``; the squared length of the result."""
+    square = 0.0
+    for i in range(P):
+        for k in range(i):
+            x[i] -= L[i, k] * x[k]
+        x[i] /= L[i, i]
+        square += x[i] * x[i]
+    return square
+
+
+@jit
+def backward(L, P, x):
+    """Replace the vector x by ``L⁻ᵀ x``."""
+    for i in range(P - 1, -1, -1):
+        for k in range(i + 1, P):
+            x[i] -= L[k, i] * x[k]
+        x[i] /= L[i, i]
+
+
+@jit
+def cholesky_blocks(S, Lambda, F, inverse):
+    """Factor ``F F' = S + Lambda`` for each voxel, Lambda (P, P, voxel); ``inverse`` of F's diagonal."""
     lanes = inverse.shape[1]
     for j in range(S.shape[0]):
         for i in range(j, S.shape[0]):
@@ -110,20 +151,29 @@ def partial_cholesky(r, P):
 
 
 @allocating_jit
-def product(A, B):
-    """Multiply small matrices, without BLAS."""
-    out = np.zeros((A.shape[0], B.shape[1]))
-    for i in range(A.shape[0]):
-        for j in range(B.shape[1]):
-            for k in range(A.shape[1]):
+def product(A, B, P):
+    """Multiply the first P rows and columns of two matrices, without BLAS."""
+    out = np.zeros((P, P))
+    for i in range(P):
+        for j in range(P):
+            for k in range(P):
                 out[i, j] += A[i, k] * B[k, j]
     return out
 
 
 @allocating_jit
-def inverse_gram(L):
-    """(L L')⁻¹ of a lower triangle."""
-    P = L.shape[0]
+def multiply(A, x, P):
+    """Multiply the first P rows and columns of a matrix by a vector."""
+    out = np.zeros(P)
+    for i in range(P):
+        for k in range(P):
+            out[i] += A[i, k] * x[k]
+    return out
+
+
+@allocating_jit
+def inverse_gram(L, P):
+    """(L L')⁻¹ of a lower triangle of P rows."""
     inverse, S = np.zeros((P, P)), np.zeros((P, P))
     for j in range(P):
         inverse[j, j] = 1.0 / L[j, j]

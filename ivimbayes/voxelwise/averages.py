@@ -6,70 +6,89 @@ import math
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import exponential, logarithm
-from ivimbayes.numerics.jit import jit
-from ivimbayes.voxelwise.weights import finish_weights, largest, total_and_squares
-from ivimbayes.voxelwise.workspace import WIDTH
+from ivimbayes.numerics.jit import jit, separate
+from ivimbayes.numerics.noise import S0_centre, S0_log_density
+from ivimbayes.voxelwise.draws import PopulationBlock
+from ivimbayes.voxelwise.weights import Weights, finish_weights, largest, total_and_squares
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 
-@jit
-def over_draws(count, lone, x, S0, given, square, draws, few, first, matrix, work):
-    """Log-density of each draw s given each population draw first + r of `few`: matrix (s, r)."""
+@separate()
+def over_draws(
+    count: int,
+    mono: bool,
+    square: float,
+    draws: PopulationBlock,
+    some_draws: PopulationBlock,
+    first: int,
+    work: Work,
+) -> None:
+    """Log-density of each draw s given each population draw first + r: ``work.matrix`` (s, r)."""
+    x, S0, given, matrix = work.x, work.value[3], work.given, work.matrix
     total = work.sums[0]
-    A = few.precision
+    A = some_draws.precision
     for s in range(count):
         own = given[s] / draws.noise[s]
         G, gs = own - draws.ratio[s], S0[s] * own - draws.ratio[s] * draws.S0[s]
         for r in range(WIDTH):
-            total[r] = G + few.ratio[first + r]
+            total[r] = G + some_draws.ratio[first + r]
         for r in range(WIDTH):
-            ratio, m = few.ratio[first + r], few.S0[first + r]
-            c = (ratio * m + gs) / total[r]
-            matrix[s, r] = -0.5 * (
-                few.noise[first + r] * (square + ratio * m * m - total[r] * c * c) + logarithm(total[r])
-            )
-        if lone:
+            ratio, m = some_draws.ratio[first + r], some_draws.S0[first + r]
+            c = S0_centre(gs, total[r], m, ratio)
+            matrix[s, r] = S0_log_density(square, total[r], c, m, ratio, some_draws.noise[first + r])
+        if mono:
             for r in range(WIDTH):
-                d = x[0, s] - few.mean[1, first + r]
-                total[r] = d * d * few.lone[first + r]
+                d = x[0, s] - some_draws.mean[1, first + r]
+                total[r] = d * d * some_draws.mono[first + r]
         else:
             for r in range(WIDTH):
                 d0, d1, d2 = (
-                    x[0, s] - few.mean[0, first + r],
-                    x[1, s] - few.mean[1, first + r],
-                    x[2, s] - few.mean[2, first + r],
+                    x[0, s] - some_draws.mean[0, first + r],
+                    x[1, s] - some_draws.mean[1, first + r],
+                    x[2, s] - some_draws.mean[2, first + r],
                 )
                 q = d0 * d0 * A[0, first + r] + d1 * d1 * A[1, first + r] + d2 * d2 * A[2, first + r]
                 total[r] = q + 2.0 * (
                     d0 * d1 * A[3, first + r] + d0 * d2 * A[4, first + r] + d1 * d2 * A[5, first + r]
                 )
-        dims = 1.0 if lone else 3.0
+        dims = 1.0 if mono else 3.0
         if draws.nu > 0.0:
             for r in range(WIDTH):
                 total[r] = (draws.nu + dims) * logarithm(1.0 + total[r] / draws.nu)
         for r in range(WIDTH):
             constant = (
-                few.lone_constant[first + r] if lone else few.constant[first + r] + few.shared[first + r]
+                some_draws.mono_constant[first + r]
+                if mono
+                else some_draws.constant[first + r] + some_draws.shared[first + r]
             )
             matrix[s, r] += constant - 0.5 * total[r]
 
 
-@jit
-def mean_weights(count, own, square, draws, few, matrix, normaliser, work):
-    """Log-weights of the draws in ``work.x``, each averaged over the draws `few` of the population.
+@separate()
+def mean_weights(
+    count: int,
+    was_fitted: bool,
+    square: float,
+    draws: PopulationBlock,
+    some_draws: PopulationBlock,
+    work: Work,
+) -> Weights:
+    """Weights of the draws in ``work.x``, each averaged over the population draws `some_draws`.
 
-    Given the population, of which each draw has seen an ``own`` voxel, that voxel's posterior is the mean of
-    the normalised conditional posteriors; ``normaliser`` is filled with the log-evidences of the first
-    `WIDTH`. Other voxels take the first `WIDTH` draws only.
+    The population's draws have seen a voxel that was fitted: that voxel's posterior is the mean of the
+    normalised conditional posteriors. ``work.normaliser`` is filled with the log-evidences of the first
+    `WIDTH`. Other voxels take the first `WIDTH` draws only. Returns as `finish_weights`.
     """
-    sets, mean, lanes, top = few.noise.size // WIDTH if own else 1, work.square, work.sums[0], 0.0
+    sets = some_draws.noise.size // WIDTH if was_fitted else 1
+    mean, lanes, matrix, normaliser, top = work.square, work.sums[0], work.matrix, work.normaliser, 0.0
     for s in range(count):
         mean[s] = 0.0
-    for n in range(sets - 1, -1, -1):  # the first last: its log-evidences stay
-        over_draws(
-            count, False, work.x, work.value[3], work.given, square, draws, few, n * WIDTH, matrix, work
-        )  # fmt: skip
-        log_means(count, work.log_q, matrix, normaliser, work)
-        if not own:
+    for n in range(
+        sets - 1, -1, -1
+    ):  # backwards, so that the log-evidences of the first set are left at the end
+        over_draws(count, False, square, draws, some_draws, n * WIDTH, work)
+        log_means(count, work.log_q, normaliser, work)
+        if not was_fitted:
             top = largest(normaliser)
             for r in range(WIDTH):
                 normaliser[r] = top
@@ -84,8 +103,9 @@ def mean_weights(count, own, square, draws, few, matrix, normaliser, work):
 
 
 @jit
-def log_means(count, log_q, matrix, out, work):
-    """Subtract the proposal from the matrix; set ``out`` to the log of its mean exponential over draws."""
+def log_means(count, log_q, out, work):
+    """Subtract the proposal from ``work.matrix``; the log of its mean exponential over draws into ``out``."""
+    matrix = work.matrix
     for r in range(WIDTH):
         out[r] = -np.inf
     for s in range(count):

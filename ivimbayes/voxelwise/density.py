@@ -1,27 +1,14 @@
 # mypy: disallow_untyped_defs=False
 """Log-density of a voxel's signals and of its parameters given the population, at many draws; compiled."""
 
-import numpy as np
-from numpy.polynomial import chebyshev
-from scipy.special import i0e
-
+from ivimbayes.models.bessel import COARSE, COARSE_CENTRE
 from ivimbayes.numerics.arithmetic import exponential, logarithm, logarithms
-from ivimbayes.numerics.biexponential import curve_sums, curves_at_b, start_products
-from ivimbayes.numerics.jit import jit
-from ivimbayes.voxelwise.workspace import WIDTH
-
-BESSEL_CENTRE = 1.5
-
-
-def _bessel_series(degree: int = 16) -> tuple[float, ...]:
-    """Coefficients in u = (z - c) / (z + c) of I0(z) exp(-z) sqrt(1 + 2 pi z), to 1.5e-6 for every z >= 0."""
-    u = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)
-    z = BESSEL_CENTRE * (1 + u) / (1 - u)
-    series = chebyshev.chebfit(u, i0e(z) * np.sqrt(1 + 2 * np.pi * z), degree)
-    return tuple(float(c) for c in chebyshev.cheb2poly(series))
-
-
-BESSEL = _bessel_series()
+from ivimbayes.numerics.biexponential import curve_sums, curves_at_b, start_products, values_of_draws
+from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
+from ivimbayes.numerics.noise import S0_centre, S0_log_density
+from ivimbayes.numerics.steps import Acquisition
+from ivimbayes.voxelwise.draws import PopulationBlock
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 
 @jit
@@ -33,27 +20,33 @@ def _gaussian(o, n, square, draws, given, log_w, S0_row, work):
     for w in range(n):
         total[w] = G[w] + r[w]
     for w in range(n):
-        c[w] = (r[w] * m[w] + gs[w]) / total[w]
-    for w in range(n):
-        G[w] = r[w] * m[w] * m[w] - total[w] * c[w] * c[w]
+        c[w] = S0_centre(gs[w], total[w], m[w], r[w])
     for w in range(n):
         p[w] = total[w] * precision[w]
     for w in range(n):
-        out[w] = -0.5 * (precision[w] * (square + G[w]) + logarithm(total[w]))
+        out[w] = S0_log_density(square, total[w], c[w], m[w], r[w], precision[w])
 
 
-@jit
-def _rician(o, n, x, signal, square, protocol, draws, log_w, S0_row, work, P):
-    """Log-density of the signals and of S0, the last row of x."""
+@separate(optional=True)
+def rician_draws(
+    o: int,
+    n: int,
+    S0_row: Vector,
+    signal: Vector,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    log_w: Vector,
+    work: Work,
+) -> None:
+    """Log-density of the signals, from ``work.curve``, and of S0, under Rician noise."""
     total, product, root, z = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
     for w in range(n):
         total[w] = 0.0
         product[w] = 1.0
         root[w] = 1.0
-        S0_row[o + w] = x[P - 1, o + w]
         log_w[o + w] = 0.0
-    for k in range(protocol.place.size):
-        place, images = int(protocol.place[k]), protocol.averages[k]
+    for k in range(acquisition.place.size):
+        place, images = int(acquisition.place[k]), acquisition.averages[k]
         yk = signal[k]
         for w in range(n):
             mean = abs(S0_row[o + w]) * work.curve[place, w]
@@ -61,26 +54,26 @@ def _rician(o, n, x, signal, square, protocol, draws, log_w, S0_row, work, P):
             total[w] += images * residual * residual
             z[w] = images * yk * mean * draws.noise[o + w]
         for w in range(n):
-            u = (z[w] - BESSEL_CENTRE) / (z[w] + BESSEL_CENTRE)
-            p = BESSEL[16]
-            p = p * u + BESSEL[15]
-            p = p * u + BESSEL[14]
-            p = p * u + BESSEL[13]
-            p = p * u + BESSEL[12]
-            p = p * u + BESSEL[11]
-            p = p * u + BESSEL[10]
-            p = p * u + BESSEL[9]
-            p = p * u + BESSEL[8]
-            p = p * u + BESSEL[7]
-            p = p * u + BESSEL[6]
-            p = p * u + BESSEL[5]
-            p = p * u + BESSEL[4]
-            p = p * u + BESSEL[3]
-            p = p * u + BESSEL[2]
-            p = p * u + BESSEL[1]
-            product[w] *= p * u + BESSEL[0]
+            u = (z[w] - COARSE_CENTRE) / (z[w] + COARSE_CENTRE)
+            p = COARSE[16]
+            p = p * u + COARSE[15]
+            p = p * u + COARSE[14]
+            p = p * u + COARSE[13]
+            p = p * u + COARSE[12]
+            p = p * u + COARSE[11]
+            p = p * u + COARSE[10]
+            p = p * u + COARSE[9]
+            p = p * u + COARSE[8]
+            p = p * u + COARSE[7]
+            p = p * u + COARSE[6]
+            p = p * u + COARSE[5]
+            p = p * u + COARSE[4]
+            p = p * u + COARSE[3]
+            p = p * u + COARSE[2]
+            p = p * u + COARSE[1]
+            product[w] *= p * u + COARSE[0]
             root[w] *= 1.0 + 6.283185307179586 * z[w]
-        if k % 16 == 15 or k == protocol.place.size - 1:
+        if k % 16 == 15 or k == acquisition.place.size - 1:
             for w in range(n):
                 product[w] = product[w] * product[w] / root[w]
                 root[w] = 1.0
@@ -100,10 +93,11 @@ def _add_population(o, n, x, draws, log_w, work):
     """Add the log-density of theta given a normal population."""
     d0, d1, d2, e, mean = work.sums[0], work.sums[1], work.sums[2], work.sums[3], work.slow
     x0, x1, x2 = x[0, o : o + n], x[1, o : o + n], x[2, o : o + n]
-    t, A, c0, c1, c2 = draws.typical, draws.apart, draws.centre[0], draws.centre[1], draws.centre[2]
-    # a draw's log-density differs from the mean m over draws by e, whose mean is 0: exp(m) (exp(e) - e) has
-    # the mean of exp(m + e), if e does not go with the draw's sigma; it is positive and free of what is
-    # linear in e
+    t, A, c0, c1, c2 = draws.mean_log, draws.deviation, draws.centre[0], draws.centre[1], draws.centre[2]
+    # Variance reduction. Write the log-density of a population draw as m + e, where m is the mean over all
+    # draws, so that e has the mean 0. Then exp(m) (exp(e) - e) has the same expectation as exp(m + e),
+    # provided that e is not correlated with the draw's sigma. The noise that is linear in e is gone, and
+    # exp(e) - e >= 1 keeps the weights positive.
     a0, a1, a2, a3 = A[0, o : o + n], A[1, o : o + n], A[2, o : o + n], A[3, o : o + n]
     a00, a11, a22 = A[4, o : o + n], A[5, o : o + n], A[6, o : o + n]
     a01, a02, a12 = A[7, o : o + n], A[8, o : o + n], A[9, o : o + n]
@@ -130,8 +124,10 @@ def _add_population(o, n, x, draws, log_w, work):
         out[w] += shared[w] + mean[w] + (log if e[w] < 50.0 else e[w])
 
 
-@jit
-def _add_heavy_population(o, n, x, draws, log_w, work):
+@separate(optional=True)
+def add_student_population(
+    o: int, n: int, x: Matrix, draws: PopulationBlock, log_w: Vector, work: Work
+) -> None:
     """Add the log-density of theta given a Student-t population."""
     d0, d1, d2, quadratic = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
     m0, m1, m2 = draws.mean[0, o : o + n], draws.mean[1, o : o + n], draws.mean[2, o : o + n]
@@ -155,63 +151,73 @@ def _add_heavy_population(o, n, x, draws, log_w, work):
         out[w] += shared[w] + constant[w] - 0.5 * (draws.nu + 3.0) * log
 
 
-@jit
-def evaluate(count, signal, square, protocol, draws, x, value, given, log_w, work):
-    """Log of likelihood times population at the draws x (P, N); their values f, D, D*, S0."""
+@separate()
+def signal_density(
+    o: int,
+    n: int,
+    signal: Vector,
+    square: float,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    work: Work,
+) -> None:
+    """Set ``work.log_w`` to the log-density of the signals given f, D and D* of the draws o to o + n.
+
+    Under Gaussian noise this fills S0, its mean given the draw, and its inverse variance ``work.given``.
+    """
+    value, log_w = work.value, work.log_w
+    start_products(o, n, acquisition, value, work)
+    if draws.rician == 1:
+        curves_at_b(o, n, acquisition, value, work)
+        rician_draws(o, n, value[3], signal, acquisition, draws, log_w, work)
+    else:
+        curve_sums(o, n, signal, acquisition, value, work)
+        _gaussian(o, n, square, draws, work.given, log_w, value[3], work)
+
+
+@separate()
+def evaluate(
+    count: int, signal: Vector, square: float, acquisition: Acquisition, draws: PopulationBlock, work: Work
+) -> None:
+    """Evaluate likelihood times population at the draws ``work.x``.
+
+    Fills their values f, D, D* and S0 (``work.value``; under Gaussian noise S0 is its mean given the draw),
+    the inverse variance of S0 (``work.given``) and the log-density (``work.log_w``). ``signal`` holds the
+    sums at each distinct b under Gaussian noise, the measurements under Rician noise.
+    """
+    x, value, log_w = work.x, work.value, work.log_w
     for o in range(0, count, WIDTH):
         n = min(WIDTH, count - o)
-        start_products(x, o, n, protocol, value, work)
-        if protocol.rician == 1:
-            curves_at_b(o, n, protocol, value, work)
-            _rician(o, n, x, signal, square, protocol, draws, log_w, value[3], work, 4)
-        else:
-            curve_sums(o, n, signal, protocol, value, work)
-            _gaussian(o, n, square, draws, given, log_w, value[3], work)
+        values_of_draws(x, o, n, value)
+        if draws.rician == 1:
+            for w in range(n):
+                value[3, o + w] = x[3, o + w]
+        signal_density(o, n, signal, square, acquisition, draws, work)
         if draws.nu > 0.0:
-            _add_heavy_population(o, n, x, draws, log_w, work)
+            add_student_population(o, n, x, draws, log_w, work)
         else:
             _add_population(o, n, x, draws, log_w, work)
 
 
-@jit
-def evaluate_lone(n, signal, square, protocol, draws, x, value, given, log_w, work):
-    """`evaluate` for one compartment and up to `WIDTH` draws: x is (ln D,) or (ln D, S0)."""
-    steps, y, slow = protocol.steps[0], work.power, work.slow
-    G, gs, D, ln_D = work.sums[0], work.sums[1], value[1, :n], x[0, :n]
+@separate()
+def evaluate_mono(
+    n: int, signal: Vector, square: float, acquisition: Acquisition, draws: PopulationBlock, work: Work
+) -> None:
+    """`evaluate` for one compartment and up to `WIDTH` draws: ``work.x`` is (ln D,) or (ln D, S0)."""
+    x, value, log_w, quadratic = work.x, work.value, work.log_w, work.fast
     for w in range(n):
-        D[w] = exponential(ln_D[w])
-    for s in range(steps.size):
-        step, row = steps[s], y[s]
+        value[0, w] = 0.0
+        value[1, w] = exponential(x[0, w])
+        value[2, w] = value[1, w]
+    if draws.rician == 1:
         for w in range(n):
-            row[w] = exponential(-step * D[w])
+            value[3, w] = x[1, w]
+    signal_density(0, n, signal, square, acquisition, draws, work)
     for w in range(n):
-        slow[w] = 1.0
-    for w in range(n):
-        G[w] = 0.0
-    for w in range(n):
-        gs[w] = 0.0
-    for k in range(protocol.b.size):
-        s, weight, yk = int(protocol.step[k]), protocol.weight[k], signal[k]
-        if s >= 0:
-            for w in range(n):
-                slow[w] *= y[s, w]
-        if protocol.rician == 1:
-            for w in range(n):
-                work.curve[k, w] = slow[w]
-        else:
-            for w in range(n):
-                G[w] += weight * slow[w] * slow[w]
-                gs[w] += yk * slow[w]
-    if protocol.rician == 1:
-        _rician(0, n, x, signal, square, protocol, draws, log_w, value[3], work, 2)
-    else:
-        _gaussian(0, n, square, draws, given, log_w, value[3], work)
-    mean, lone, constant, quadratic = draws.mean[1], draws.lone, draws.lone_constant, work.fast
-    for w in range(n):
-        d = ln_D[w] - mean[w]
-        quadratic[w] = d * d * lone[w]
+        d = x[0, w] - draws.mean[1, w]
+        quadratic[w] = d * d * draws.mono[w]
     if draws.nu > 0.0:
         for w in range(n):
             quadratic[w] = (draws.nu + 1.0) * logarithm(1.0 + quadratic[w] / draws.nu)
     for w in range(n):
-        log_w[w] += constant[w] - 0.5 * quadratic[w]
+        log_w[w] += draws.mono_constant[w] - 0.5 * quadratic[w]

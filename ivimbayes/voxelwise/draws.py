@@ -1,4 +1,4 @@
-"""PopulationBlock of a population's posterior, laid out for the kernel."""
+"""Draws of a population's posterior, laid out for the kernel."""
 
 import math
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.jit import Matrix, Vector
 
 
 class PopulationBlock(NamedTuple):
-    """PopulationBlock of a population, one a lane (N), and what they have in common.
+    """Draws of a population (N), and what they have in common.
 
     Attributes
     ----------
@@ -19,16 +20,16 @@ class PopulationBlock(NamedTuple):
         Inverse covariance (or scale) of theta: 00, 11, 22, 01, 02, 12.
     constant, shared : ndarray (N,)
         Log-density's terms that depend on no voxel: of theta given the population, and of the signals.
-    typical : ndarray (10,)
+    mean_log : ndarray (10,)
         Mean over the draws of the log-density of a normal population, a polynomial of theta - centre:
         constant, gradient, and minus half the inverse covariance's 00, 11, 22 and minus its 01, 02, 12.
-    apart : ndarray (10, N)
+    deviation : ndarray (10, N)
         By how much the polynomial of each draw differs from it.
-    lone_constant : ndarray (N,)
+    mono_constant : ndarray (N,)
         `constant` and `shared` for one compartment.
     noise, S0, ratio : ndarray (N,)
         1 / sigma², mean of S0, and sigma² over the variance of S0.
-    lone : ndarray (N,)
+    mono : ndarray (N,)
         Inverse variance of ln D.
     nu : float
         Degrees of freedom of a Student-t population; 0 for a normal one.
@@ -37,23 +38,26 @@ class PopulationBlock(NamedTuple):
         Mean and inverse covariance of theta over draws and voxels, for the search of modes.
     middle : ndarray (4,)
         Medians of ``noise``, ``S0`` and ``ratio``, and the inverse variance of ln D over draws and voxels.
+    rician : int
+        1 for Rician noise, 0 for Gaussian.
     """
 
-    mean: Array
-    precision: Array
-    constant: Array
-    shared: Array
-    typical: Array
-    apart: Array
-    lone_constant: Array
-    noise: Array
-    S0: Array
-    ratio: Array
-    lone: Array
+    mean: Matrix
+    precision: Matrix
+    constant: Vector
+    shared: Vector
+    mean_log: Vector
+    deviation: Matrix
+    mono_constant: Vector
+    noise: Vector
+    S0: Vector
+    ratio: Vector
+    mono: Vector
     nu: float
-    centre: Array
-    around: Array
-    middle: Array
+    centre: Vector
+    around: Matrix
+    middle: Vector
+    rician: int
 
 
 def make_draws(
@@ -69,7 +73,7 @@ def make_draws(
     rician: bool = False,
     seed: int = 0,
 ) -> PopulationBlock:
-    """Lay draws of a population's posterior into `count` lanes, in random order.
+    """Choose `count` draws of a population's posterior, in random order, and lay them out.
 
     Parameters
     ----------
@@ -81,7 +85,7 @@ def make_draws(
     averages : ndarray (K,)
         Images averaged into each measurement.
     count : int
-        Lanes; the draws are thinned, evenly over the spread of ln(D* - D), or repeated.
+        Number of draws; those given are thinned, evenly over the spread of ln(D* - D), or repeated.
     nu : float
         Degrees of freedom of a Student-t population.
     rician : bool
@@ -120,15 +124,15 @@ def make_draws(
     pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
     inverse = np.stack([precision[:, i, j] for i, j in pairs])
     curves = np.stack([constant - away, *gradient.T, *(-0.5 * inverse[:3]), *-inverse[3:]])
-    typical = curves.mean(axis=1)
+    mean_log = curves.mean(axis=1)
     return PopulationBlock(
         np.ascontiguousarray(mu.T),
         inverse,
         constant,
         shared,
-        typical,
-        curves - typical[:, None],
+        mean_log,
+        curves - mean_log[:, None],
         shared - 0.5 * np.log(Sigma[:, 1, 1]) + normaliser(1),
         1 / noise**2, np.full(count, np.mean(S0)), noise**2 / tau**2, 1 / Sigma[:, 1, 1], float(nu),
-        centre, around, np.array(middle),
+        centre, around, np.array(middle), int(rician),
     )  # fmt: skip

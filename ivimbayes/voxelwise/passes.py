@@ -6,19 +6,24 @@ import math
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import Cube, Matrix, Vector, allocating_jit, jit, separate
+from ivimbayes.numerics.steps import Acquisition
+from ivimbayes.numerics.triangular import cholesky
 from ivimbayes.voxelwise.density import evaluate
-from ivimbayes.voxelwise.modes import cholesky, find_mode, fit_stretch
+from ivimbayes.voxelwise.draws import PopulationBlock
+from ivimbayes.voxelwise.modes import find_mode, fit_stretch
+from ivimbayes.voxelwise.points import Points
 from ivimbayes.voxelwise.proposals import (
     KERNELS,
     add_students,
     log_determinant,
+    log_proposal,
     narrow_proposals,
     spread,
     spread_parts,
 )
-from ivimbayes.voxelwise.weights import finish_weights
-from ivimbayes.voxelwise.workspace import WIDTH
+from ivimbayes.voxelwise.weights import Weights, finish_weights
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 # of the second pass: at first, later, and how often
 PROPOSALS = 6
@@ -28,29 +33,38 @@ ENOUGH_TAIL = 0.1  # relative error of the sd of D* that spares a voxel more dra
 
 
 @jit
-def first_pass(count, theta, merged, raw, square, protocol, draws, points, work):
-    """Weighted draws around the mode, which theta is set to. Returns as `finish_weights`; top of evidence."""
-    P, L, H, stretch = 4 if protocol.rician == 1 else 3, work.L, work.H, work.stretch
+def _mode(theta, merged, raw, square, acquisition, draws, P, work):
+    """Move theta to a mode: under Gaussian noise, then (P = 4) under Rician noise. The objective."""
+    objective = find_mode(theta, merged, square, acquisition, draws, 3, work)
+    return find_mode(theta, raw, square, acquisition, draws, 4, work) if P == 4 else objective
+
+
+@separate()
+def first_pass(
+    count: int,
+    theta: Vector,
+    merged: Vector,
+    raw: Vector,
+    square: float,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    points: Points,
+    work: Work,
+) -> Weights:
+    """Draw around the mode, to which theta is moved, and weight the draws. Returns as `finish_weights`."""
+    P = 4 if draws.rician == 1 else 3
     for i in range(3):
         theta[i] = draws.centre[i]
-    objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L, work.search)
-    if P == 4:
-        objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L, work.search)
+    objective = _mode(theta, merged, raw, square, acquisition, draws, P, work)
     if not math.isfinite(objective):
         return -np.inf, 0.0, 0.0, np.inf
-    fit_stretch(theta, L, objective, merged, raw, square, protocol, draws, P, stretch, work.search)
-    spread(theta, L, stretch, points, P, 0, count, work.x)
     signal = raw if P == 4 else merged
-    evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
-    log_q, shift = work.log_q, log_determinant(L, P)
+    fit_stretch(theta, objective, signal, square, acquisition, draws, P, work)
+    spread(theta, work.search.L, work.stretch, points, P, 0, count, work.x)
+    evaluate(count, signal, square, acquisition, draws, work)
+    log_proposal(count, points, work.search.L, work.stretch, P, work.log_q)
     for s in range(count):
-        log_q[s] = points.log_q[s] + shift
-    for i in range(P):
-        z, down, up = points.z[i], math.log(stretch[i, 0]), math.log(stretch[i, 1])
-        for s in range(count):
-            log_q[s] -= up if z[s] > 0.0 else down
-    for s in range(count):
-        work.log_w[s] -= log_q[s]
+        work.log_w[s] -= work.log_q[s]
     return finish_weights(count, work.log_w, work.w, work)
 
 
@@ -66,19 +80,28 @@ def _is_known(theta, modes, n):
     return False
 
 
-@allocating_jit
-def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share, work):
+@separate(allocates=True)
+def first_proposals(
+    merged: Vector,
+    raw: Vector,
+    square: float,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    P: int,
+    modes: Matrix,
+    factors: Cube,
+    share: Vector,
+    work: Work,
+) -> int:
     """Find the modes from seven starts; they and the population, last, make a mixture. Returns its parts."""
-    theta, L, H, n, lowest = np.empty(4), np.zeros((4, 4)), np.empty((4, 4)), 0, np.inf
+    theta, L, n, lowest = np.empty(4), work.search.L, 0, np.inf
     for start in range(7):
         for i in range(3):
             theta[i] = draws.centre[i]
         if start > 0:
             axis = (start - 1) // 2
             theta[axis] += (2.0 if start % 2 else -2.0) / math.sqrt(draws.around[axis, axis])
-        objective, theta[3] = find_mode(theta, merged, square, protocol, draws, 3, H, L, work.search)
-        if P == 4:
-            objective, _ = find_mode(theta, raw, square, protocol, draws, 4, H, L, work.search)
+        objective = _mode(theta, merged, raw, square, acquisition, draws, P, work)
         if not math.isfinite(objective) or n == PROPOSALS - 2 or _is_known(theta, modes, n):
             continue
         for i in range(P):
@@ -100,20 +123,28 @@ def _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, sh
     return n + 1
 
 
-@allocating_jit
-def robust_pass(merged, raw, square, protocol, draws, points, work):
+@separate(allocates=True)
+def robust_pass(
+    merged: Vector,
+    raw: Vector,
+    square: float,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    points: Points,
+    work: Work,
+) -> Weights:
     """Weighted draws from a mixture of all modes and the population, adapted while Pareto k is large."""
-    P, count = 4 if protocol.rician == 1 else 3, points.log_q.size
+    P, count = 4 if draws.rician == 1 else 3, points.log_q.size
     signal, density = raw if P == 4 else merged, work.square
     modes, factors = np.empty((PROPOSALS, 4)), np.zeros((PROPOSALS, 4, 4))
     share, ones = np.zeros(PROPOSALS), np.ones((4, 2))
-    n = _first_proposals(merged, raw, square, protocol, draws, P, modes, factors, share, work)
+    n = first_proposals(merged, raw, square, acquisition, draws, P, modes, factors, share, work)
     spread_parts(modes, factors, share, n, 0, count, P, points, ones, work.x)
     for s in range(count):
         density[s] = 0.0
     for c in range(n):
         add_students(count, modes[c], factors[c], share[c], P, work.x, density, work)
-    result = _weigh(count, signal, square, protocol, draws, density, work)
+    result = _weigh(count, signal, square, acquisition, draws, density, work)
     centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
     # a quarter of the draws stays with the first proposals, which reach as far as the posterior may
     kept = max(count // 4 // WIDTH, 1) * WIDTH
@@ -134,7 +165,7 @@ def robust_pass(merged, raw, square, protocol, draws, points, work):
             add_students(count, modes[c], factors[c], share[c] * kept / count, P, work.x, density, work)
         for c in range(KERNELS):
             add_students(count, centres[c], factor, fresh / count / KERNELS, P, work.x, density, work)
-        result = _weigh(count, signal, square, protocol, draws, density, work)
+        result = _weigh(count, signal, square, acquisition, draws, density, work)
         narrow *= 0.6
     return result
 
@@ -154,9 +185,9 @@ def _population_factor(draws, P, centre, L):
 
 
 @jit
-def _weigh(count, signal, square, protocol, draws, density, work):
+def _weigh(count, signal, square, acquisition, draws, density, work):
     """Evaluate the draws in ``work.x``, weight them over the density of their proposal, keep its log."""
-    evaluate(count, signal, square, protocol, draws, work.x, work.value, work.given, work.log_w, work)
+    evaluate(count, signal, square, acquisition, draws, work)
     logarithms(density[:count], work.log_q[:count])
     for s in range(count):
         work.log_w[s] -= work.log_q[s]

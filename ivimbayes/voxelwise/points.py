@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import chi, norm, qmc
 from scipy.stats import f as fisher
 
-from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.jit import Matrix, Vector
 
 NU = 7.0  # of the proposal
 
@@ -28,9 +28,9 @@ class Points(NamedTuple):
         Standard normal numbers, for S0.
     """
 
-    z: Array
-    log_q: Array
-    normal: Array
+    z: Matrix
+    log_q: Vector
+    normal: Vector
 
 
 @cache

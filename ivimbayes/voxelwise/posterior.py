@@ -5,7 +5,7 @@ Given the population, a voxel has a posterior of its own, of theta = (logit f, l
 integrated out (Gaussian noise), or of theta and S0 (Rician noise). Around its mode a Student-t with the
 covariance of the mode is laid, whose draws, common to all voxels, are weighted by the posterior over the
 proposal (importance sampling). Each draw has its own draw of the population, so that the population's
-uncertainty enters. The draws lie on the last axis of every array; see `lanes`.
+uncertainty enters. The draws lie on the last axis of every array, so that loops over them vectorise.
 """
 
 import math
@@ -13,57 +13,74 @@ import math
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.numerics.biexponential import curve_products
-from ivimbayes.numerics.jit import jit
+from ivimbayes.numerics.biexponential import GG, GY, from_theta, theta_sums
+from ivimbayes.numerics.jit import Vector, jit, load, separate, separate_of
+from ivimbayes.numerics.steps import Acquisition
 from ivimbayes.voxelwise.averages import log_means, mean_weights, over_draws
-from ivimbayes.voxelwise.density import evaluate_lone
-from ivimbayes.voxelwise.modes import lone_mode
+from ivimbayes.voxelwise.density import add_student_population, evaluate_mono, rician_draws
+from ivimbayes.voxelwise.draws import PopulationBlock
+from ivimbayes.voxelwise.modes import mono_mode, rician_fit
 from ivimbayes.voxelwise.passes import ENOUGH, ENOUGH_K, ENOUGH_TAIL, first_pass, robust_pass
+from ivimbayes.voxelwise.points import Points
 from ivimbayes.voxelwise.proposals import log_determinant, spread
 from ivimbayes.voxelwise.summaries import describe, resample
 from ivimbayes.voxelwise.weights import moments, normalise, spread_error
-from ivimbayes.voxelwise.workspace import WIDTH
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 FIELDS = 5  # mean, sd, median, ends of the interval
 K_HAT, EVIDENCE, EFFECTIVE, SQUARE, PASSES = range(4 * FIELDS, 4 * FIELDS + 5)
 COLUMNS = 4 * FIELDS + 5
 
 
-@jit
-def _passes(signal, raw, yy, fitted, protocol, draws, few, many, points, more_points, work):
-    """Weighted draws of one voxel, by the first pass, by it with more draws, or by the robust pass.
+@separate()
+def weighted_draws(
+    merged: Vector,
+    raw: Vector,
+    square: float,
+    was_fitted: bool,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    some_draws: PopulationBlock,
+    more_draws: PopulationBlock,
+    points: Points,
+    more_points: Points,
+    work: Work,
+) -> tuple[int, int, float, float, float, float]:
+    """Weighted draws of one voxel: by the first pass, by it with more draws, or by the robust pass.
 
     Returns their number, the pass, and as `finish_weights`.
     """
-    N, P = points.log_q.size, 4 if protocol.rician == 1 else 3
-    matrix, normaliser = work.matrix, work.normaliser
+    N, P = points.log_q.size, 4 if draws.rician == 1 else 3
     count, passes, used, drawn = N, 1, draws, points
     while True:
-        top, total, effective, k = first_pass(count, work.theta, signal, raw, yy, protocol, used, drawn, work)
-        if fitted and total > 0.0:
+        top, total, effective, k = first_pass(
+            count, work.theta, merged, raw, square, acquisition, used, drawn, work
+        )
+        if was_fitted and total > 0.0:
             before = k
-            top, total, effective, k = mean_weights(count, True, yy, used, few, matrix, normaliser, work)
-            k = min(k, before)  # a population draw whose posterior few draws hit: no fault of the proposal
+            top, total, effective, k = mean_weights(count, True, square, used, some_draws, work)
+            # A large k can come from population draws that few points cover, not from the proposal.
+            k = min(k, before)
         good = k <= ENOUGH_K and (effective >= ENOUGH * N or passes == 2)
         if not good:
             break
         if passes == 2 or spread_error(N, work.w, total, work.value[2]) <= ENOUGH_TAIL:
             return count, passes, top, total, effective, k
-        count, passes, used, drawn = more_points.log_q.size, 2, many, more_points
+        count, passes, used, drawn = more_points.log_q.size, 2, more_draws, more_points
     count = more_points.log_q.size
-    top, total, effective, k = robust_pass(signal, raw, yy, protocol, many, more_points, work)
-    uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps for the population's draws
-    if total > 0.0 and P == 3 and (fitted or uncertain):
+    top, total, effective, k = robust_pass(merged, raw, square, acquisition, more_draws, more_points, work)
+    uncertain = not (k <= ENOUGH_K and effective >= 0.1 * count)  # perhaps because of the population's draws
+    if total > 0.0 and P == 3 and (was_fitted or uncertain):
         before = k
-        top, total, effective, k = mean_weights(count, fitted, yy, many, few, matrix, normaliser, work)
+        top, total, effective, k = mean_weights(count, was_fitted, square, more_draws, some_draws, work)
         k = min(k, before)
     return count, 2, top, total, effective, k
 
 
 @jit
-def _best_square(count, passes, signal, yy, protocol, work):
+def _best_square(count, passes, signal, square, acquisition, work):
     """Least squared residual, at the mode or the best draw."""
-    theta = work.theta
+    theta, sums = work.theta, work.decays.by_theta
     if passes == 2:
         best = 0
         for s in range(1, count):
@@ -71,8 +88,9 @@ def _best_square(count, passes, signal, yy, protocol, work):
             best = s if higher else best
         for i in range(3):
             theta[i] = work.x[i, best]
-    G, gs = curve_products(theta, signal, protocol, work.search[12:14])
-    return yy - gs * gs / G
+    f, D, gap = from_theta(theta)
+    theta_sums(f, 1.0 - f, D, gap, signal, acquisition, work.decays)
+    return square - sums[GY] * sums[GY] / sums[GG]
 
 
 @jit
@@ -94,38 +112,72 @@ def _summarise(count, total, rician, smoothing, interval, row, work):
         describe(count, work.w, total, t, kind, extra, smoothing, interval, cell, work)
 
 
-@jit
-def _log_odds(evidence, signal, raw, yy, fitted, protocol, draws, few, lone_points, work):
-    """Log of the evidence of two compartments over one's."""
-    dims, count, theta, L = 2 if protocol.rician == 1 else 1, lone_points.log_q.size, work.theta, work.L
-    lone_mode(draws.centre[1], signal, yy, protocol, draws, dims, theta, L, work.search)
-    spread(theta, L, work.ones, lone_points, dims, 0, count, work.x)
-    evaluate_lone(
-        count, raw if dims == 2 else signal, yy, protocol, draws, work.x, work.value, work.given, work.log_w,
-        work,
-    )  # fmt: skip
-    shift = log_determinant(L, dims)
+@separate()
+def log_odds(
+    evidence: float,
+    merged: Vector,
+    raw: Vector,
+    square: float,
+    was_fitted: bool,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    some_draws: PopulationBlock,
+    mono_points: Points,
+    work: Work,
+) -> float:
+    """Log of the evidence of two compartments over that of one."""
+    P, count, theta, L = 2 if draws.rician == 1 else 1, mono_points.log_q.size, work.theta, work.search.L
+    mono_mode(theta, merged, square, acquisition, draws, P, work)
+    spread(theta, L, work.ones, mono_points, P, 0, count, work.x)
+    evaluate_mono(count, raw if P == 2 else merged, square, acquisition, draws, work)
+    shift = log_determinant(L, P)
     for s in range(count):
-        work.square[s] = lone_points.log_q[s] + shift
-    if not fitted:
+        work.square[s] = mono_points.log_q[s] + shift
+    if not was_fitted:
         for s in range(count):
             work.log_w[s] -= work.square[s]
         top, total, _ = normalise(count, work.log_w, work.w)
         return evidence - (top + math.log(total / count))
-    matrix, ratio = work.matrix, work.lone_normaliser
-    over_draws(count, True, work.x, work.value[3], work.given, yy, draws, few, 0, matrix, work)
-    log_means(count, work.square, matrix, ratio, work)
+    ratio = work.mono_normaliser
+    over_draws(count, True, square, draws, some_draws, 0, work)
+    log_means(count, work.square, ratio, work)
     for r in range(WIDTH):
         ratio[r] -= work.normaliser[r]
     top, total, _ = normalise(WIDTH, ratio, work.w)
     return -(top + math.log(total / WIDTH))
 
 
+def load_kernel(rician: bool, student: bool) -> None:
+    """Compile or load what `voxel_posteriors` needs, for Rician noise and a Student-t population if asked."""
+    load(voxel_posteriors)
+    for part in (
+        *([rician_draws, rician_fit] if rician else []),
+        *([add_student_population] if student else []),
+    ):
+        separate_of(part).load()
+
+
 @jit
 def voxel_posteriors(
-    merged, raw, square, identity, own, protocol, draws, few, many, points, more_points, lone_points,
-    interval, bandwidth, seed, work, out, kept,
-):  # fmt: skip
+    merged,
+    raw,
+    square,
+    identity,
+    was_fitted,
+    acquisition,
+    draws,
+    some_draws,
+    more_draws,
+    points,
+    more_points,
+    mono_points,
+    interval,
+    bandwidth,
+    seed,
+    work,
+    out,
+    kept,
+):
     """Summarise the posterior of every voxel.
 
     Parameters
@@ -138,12 +190,12 @@ def voxel_posteriors(
         Sum of squared signals times averages.
     identity : ndarray of int (voxel,)
         A number of the voxel's own, for the choice of its kept draws.
-    own : ndarray of bool (voxel,)
+    was_fitted : ndarray of bool (voxel,)
         Whether the voxel was among those fitted.
-    protocol : Protocol
-    draws, few, many : Draws
-        Of as many lanes as `points` and `more_points` have draws, and of some times `WIDTH`.
-    points, more_points, lone_points : Points
+    acquisition : Acquisition
+    draws, some_draws, more_draws : PopulationBlock
+        As many as `points` have draws, a multiple of `WIDTH`, and as many as `more_points` have.
+    points, more_points, mono_points : Points
         For the first pass, the robust pass and one compartment.
     interval : float
         Probability of the intervals.
@@ -159,27 +211,24 @@ def voxel_posteriors(
     kept : ndarray (voxel, 4, keep)
         Filled with draws.
     """
-    rician = protocol.rician == 1
+    rician = draws.rician == 1
     for v in range(merged.shape[0]):
-        row, signal, yy, fitted = out[v], merged[v], square[v], own[v] and not rician
+        row, signal, yy, fitted = out[v], merged[v], square[v], was_fitted[v] and not rician
         for i in range(COLUMNS):
             row[i] = np.nan
-        count, passes, top, total, effective, k = _passes(
-            signal, raw[v], yy, fitted, protocol, draws, few, many, points, more_points, work
+        count, passes, top, total, effective, k = weighted_draws(
+            signal, raw[v], yy, fitted, acquisition, draws, some_draws, more_draws, points, more_points, work
         )
         row[K_HAT], row[EFFECTIVE], row[PASSES] = k, effective, passes
         if not total > 0.0:
             continue
-        used, normal = (draws, points.normal) if passes == 1 else (many, more_points.normal)
-        row[SQUARE] = used.middle[0] * _best_square(count, passes, signal, yy, protocol, work)
+        used, normal = (draws, points.normal) if passes == 1 else (more_draws, more_points.normal)
+        row[SQUARE] = used.middle[0] * _best_square(count, passes, signal, yy, acquisition, work)
         smoothing = bandwidth if passes == 1 else 0.6 * bandwidth
         _summarise(count, total, rician, smoothing, interval, row, work)
         if kept.shape[2] > 0:
-            resample(
-                count, work.w, total, work.value, work.given, normal, protocol.rician, identity[v], seed,
-                kept[v],
-            )  # fmt: skip
+            resample(count, work.w, total, work.value, work.given, normal, rician, identity[v], seed, kept[v])
         evidence = top + math.log(total / count)
-        row[EVIDENCE] = _log_odds(
-            evidence, signal, raw[v], yy, fitted, protocol, draws, few, lone_points, work
+        row[EVIDENCE] = log_odds(
+            evidence, signal, raw[v], yy, fitted, acquisition, draws, some_draws, mono_points, work
         )

@@ -5,18 +5,20 @@ import math
 
 import numpy as np
 
-from ivimbayes.numerics.jit import allocating_jit, jit
-from ivimbayes.voxelwise.modes import cholesky
-from ivimbayes.voxelwise.points import NU
+from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
+from ivimbayes.numerics.triangular import cholesky, inverse_gram
+from ivimbayes.voxelwise.points import NU, Points
 from ivimbayes.voxelwise.weights import moments, total_and_squares
-from ivimbayes.voxelwise.workspace import WIDTH
+from ivimbayes.voxelwise.workspace import WIDTH, Work
 
 KERNELS = 64
 
 
-@jit
-def spread(mode, L, stretch, points, P, first, count, x):
-    """Draws x = mode + L⁻ᵀ u of points first to first + count, u their z stretched to each side."""
+@separate()
+def spread(
+    mode: Vector, L: Matrix, stretch: Matrix, points: Points, P: int, first: int, count: int, x: Matrix
+) -> None:
+    """Fill in x = mode + L⁻ᵀ u of points first to first + count; u is their z, stretched to each side."""
     for i in range(P - 1, -1, -1):
         inverse, centre, down, up = 1.0 / L[i, i], mode[i], stretch[i, 0], stretch[i, 1]
         z, out = points.z[i, first : first + count], x[i, first : first + count]
@@ -40,6 +42,18 @@ def log_determinant(L, P):
 
 
 @jit
+def log_proposal(count, points, L, stretch, P, log_q):
+    """Log-density of the draws that `spread` makes of the first points."""
+    shift = log_determinant(L, P)
+    for s in range(count):
+        log_q[s] = points.log_q[s] + shift
+    for i in range(P):
+        z, down, up = points.z[i], math.log(stretch[i, 0]), math.log(stretch[i, 1])
+        for s in range(count):
+            log_q[s] -= up if z[s] > 0.0 else down
+
+
+@jit
 def spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
     """Draws of the n parts of a mixture, by their shares, at points first to first + count."""
     edge, reached = first, 0.0
@@ -50,11 +64,14 @@ def spread_parts(modes, factors, share, n, first, count, P, points, ones, x):
         edge = next_edge
 
 
-@allocating_jit
-def narrow_proposals(count, total, narrow, P, centres, factor, work):
-    """Centres of narrow proposals, draws of the posterior so far, and their common factor; whether it is one.
+@separate(allocates=True)
+def narrow_proposals(
+    count: int, total: float, narrow: float, P: int, centres: Matrix, factor: Matrix, work: Work
+) -> bool:
+    """Choose `KERNELS` centres by systematic resampling of the draws so far, and the factor that all share.
 
-    The weights are cut where they are few.
+    Weights are cut off at the total over the root of the count. The factor is that of the inverse of the
+    draws' covariance times `narrow`. Returns whether that covariance can be inverted.
     """
     limit, w, mean, cov = total / math.sqrt(count), work.rest, np.empty(4), np.zeros((4, 4))
     for s in range(count):
@@ -70,7 +87,7 @@ def narrow_proposals(count, total, narrow, P, centres, factor, work):
             cov[i, j] = narrow * each / total
             cov[j, i] = cov[i, j]
         cov[i, i] += 1e-12
-    if not cholesky(np.linalg.inv(cov[:P, :P]), P, factor):
+    if not (cholesky(cov, P, factor) and cholesky(inverse_gram(factor, P), P, factor)):
         return False
     s, passed = 0, w[0]
     for c in range(KERNELS):
@@ -83,8 +100,10 @@ def narrow_proposals(count, total, narrow, P, centres, factor, work):
     return True
 
 
-@jit
-def add_students(count, mode, factor, share, P, x, density, work):
+@separate()
+def add_students(
+    count: int, mode: Vector, factor: Matrix, share: float, P: int, x: Matrix, density: Vector, work: Work
+) -> None:
     """Add a part of a mixture's density at the draws x: a Student-t, ``factor`` of its inverse covariance."""
     constant = math.lgamma((NU + P) / 2) - math.lgamma(NU / 2) - P / 2 * math.log(NU * math.pi)
     constant = share * math.exp(constant + log_determinant(factor, P))

@@ -6,9 +6,9 @@ import math
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import exponentials
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 from ivimbayes.voxelwise.weights import moments
-from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH
+from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH, Work
 
 REACH = 4.8  # half the range of the bins, in sd
 AROUND = 2  # bins to each side of the shortest interval that a parabola is laid through
@@ -141,8 +141,19 @@ def _shortest(interval, cumulative, values, sizes):
     return at + shift
 
 
-@jit
-def describe(count, w, total, t, kind, extra, bandwidth, interval, out, work):
+@separate()
+def describe(
+    count: int,
+    w: Vector,
+    total: float,
+    t: Vector,
+    kind: int,
+    extra: float,
+    bandwidth: float,
+    interval: float,
+    out: Vector,
+    work: Work,
+) -> None:
     """Median and shortest interval of a parameter from its smoothed density, into ``out[2:5]``.
 
     Weighted draws ``t`` (logit, log or the value itself) are counted in bins, smoothed by a kernel of sixth
@@ -181,9 +192,20 @@ def _next_random(state):
     return state, (z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@allocating_jit
-def resample(count, w, total, value, given, normal, rician, identity, seed, kept):
-    """Equally weighted draws in random order, kept (parameter, draw)."""
+@separate(allocates=True)
+def resample(
+    count: int,
+    w: Vector,
+    total: float,
+    value: Matrix,
+    given: Vector,
+    normal: Vector,
+    rician: bool,
+    identity: int,
+    seed: int,
+    kept: Matrix,
+) -> None:
+    """Fill in equally weighted draws in random order, kept (parameter, draw)."""
     state = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + np.uint64(identity)
     keep, s, reached = kept.shape[1], 0, w[0]
     order = np.arange(keep)
@@ -199,4 +221,4 @@ def resample(count, w, total, value, given, normal, rician, identity, seed, kept
             reached += w[s]
         for i in range(3):
             kept[i, order[k]] = value[i, s]
-        kept[3, order[k]] = value[3, s] if rician == 1 else value[3, s] + normal[s] / math.sqrt(given[s])
+        kept[3, order[k]] = value[3, s] if rician else value[3, s] + normal[s] / math.sqrt(given[s])

@@ -6,8 +6,10 @@ import math
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import exponential, logarithm
-from ivimbayes.numerics.jit import allocating_jit, jit, sum_jit
-from ivimbayes.voxelwise.workspace import CLASSES, WIDTH
+from ivimbayes.numerics.jit import Vector, jit, separate, sum_jit
+from ivimbayes.voxelwise.workspace import CLASSES, WIDTH, Work
+
+Weights = tuple[float, float, float, float]  # log of the largest weight, sum, effective number, Pareto k
 
 
 @jit
@@ -80,21 +82,24 @@ def spread_error(count, w, total, x):
     return 0.5 * math.sqrt(_fourth(w[:count], x[:count], mean, variance)) / (total * variance)
 
 
-@allocating_jit
+@jit
 def _ranked(above, low, high, n, x, scratch):
-    """Find the number at a rank among those from low to below high: as many as `above` are not below it."""
+    """Order statistic: of the first n values of x in [low, high), the one with `above` values below it."""
     m = 0
     for i in range(n):
         scratch[m] = x[i]
         m += 1 if low <= x[i] < high else 0
-    if m > 32:
-        return np.sort(scratch[:m])[above]
-    for i in range(1, m):
-        each, j = scratch[i], i
-        while j > 0 and scratch[j - 1] > each:
-            scratch[j] = scratch[j - 1]
-            j -= 1
-        scratch[j] = each
+    gap = 1
+    while gap < m // 9:
+        gap = 3 * gap + 1
+    while gap > 0:  # Shell's sort
+        for i in range(gap, m):
+            each, j = scratch[i], i
+            while j >= gap and scratch[j - gap] > each:
+                scratch[j] = scratch[j - gap]
+                j -= gap
+            scratch[j] = each
+        gap //= 3
     return scratch[above]
 
 
@@ -203,9 +208,9 @@ def _pareto_k(count, w, work):
     return (k + 5.0) / (M + 10.0)
 
 
-@jit
-def finish_weights(count, log_w, w, work):
-    """Weights, and top, sum, effective number and Pareto k of them."""
+@separate()
+def finish_weights(count: int, log_w: Vector, w: Vector, work: Work) -> Weights:
+    """Weights over their largest; the log of that, and their sum, effective number and Pareto k."""
     top, total, squares = normalise(count, log_w, w)
     if not (math.isfinite(top) and total > 0.0):
         return top, 0.0, 0.0, np.inf

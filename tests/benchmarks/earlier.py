@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,14 +77,11 @@ def results() -> dict[str, np.ndarray]:
 
 def gradient_cost() -> float:
     """Seconds of one log-density with gradient: 200 voxels, 16 b values, Gaussian noise."""
-    try:
-        from ivimbayes.fitting.density import log_density
-        from ivimbayes.fitting.modes import population_mode
-        from ivimbayes.fitting.packing import coordinates, model_data, pack_region
-    except ImportError:
-        from ivimbayes.fitting.density import log_density
-        from ivimbayes.fitting.modes import population_mode
-        from ivimbayes.fitting.packing import coordinates, model_data, pack_region
+    wings = find_spec("ivimbayes.fitting") is not None
+    density = import_module("ivimbayes.fitting.density" if wings else "ivimbayes.density")
+    packing = import_module("ivimbayes.fitting.packing" if wings else "ivimbayes.density")
+    data = import_module("ivimbayes.fitting.packing" if wings else "ivimbayes.spec")
+    population_mode = import_module("ivimbayes.fitting.modes" if wings else "ivimbayes.modes").population_mode
     from ivimbayes import ModelSpec, choose_voxels, simulate
 
     scan, _ = simulate(B, 30, voxels=200, seed=5)
@@ -91,17 +90,18 @@ def gradient_cost() -> float:
         chosen["signal"].values / 100, chosen["averages"].values, np.array(B, float), spec.prior, None,
         "biexponential", "gaussian",
     )  # fmt: skip
-    block = pack_region(model_data(chosen, spec, found, 100.0), spec)
+    block = packing.pack_region(data.model_data(chosen, spec, found, 100.0), spec)
     sd = np.sqrt(np.diag(found.covariance))
-    x = np.zeros(coordinates(block))
+    x = np.zeros(packing.coordinates(block))
     x[: 2 * len(sd)] = np.concatenate([found.mean, np.log(sd)])
     x[9:12] = 1, -2, np.log(found.sigma)
-    slope, times = np.empty_like(x), []
-    log_density(x, slope, block)
+    slope, value, times = np.empty_like(x), np.empty(1), []
+    call = (density.callbacks(block) if wings else density.callbacks())[0].ctypes
+    pointers = [a.ctypes.data_as(kind) for a, kind in zip((x, slope, value), call.argtypes[1:4], strict=True)]
     for _ in range(5):
         began = time.perf_counter()
         for _ in range(400):
-            log_density(x, slope, block)
+            call(x.size, *pointers, block.ctypes.data)
         times.append((time.perf_counter() - began) / 400)
     return min(times)
 
@@ -113,7 +113,7 @@ def map_cost(noise: str, voxels: int = 30000) -> float:
     prior = ib.tissue_prior("liver")
     small, _ = ib.simulate(B, 30, voxels=100, prior=prior, noise=noise, seed=3)
     tree = ib.fit(
-        small, ib.ModelSpec(noise=noise), tissue="liver", draws=500, tune=300, chains=2, seed=1, retry=False,
+        small, ib.ModelSpec(noise=noise), tissue={"*": "liver"}, draws=500, tune=300, chains=2, seed=1, retry=False,
         progress=False,
     )  # fmt: skip
     scan, _ = ib.simulate(B, 30, voxels=voxels, prior=prior, noise=noise, seed=6)

@@ -4,6 +4,7 @@ from scipy.integrate import quad
 from scipy.special import i0e
 from scipy.stats import kstest, multivariate_normal, norm, rice, t
 
+from ivimbayes.models import bessel
 from ivimbayes.models.bessel import log_i0e
 from ivimbayes.models.noise import NOISES, gaussian_logp
 
@@ -173,3 +174,26 @@ def test_rician_distribution_function_is_that_of_scipy() -> None:
         y = np.maximum(mean + z, 0.3)
         found = NOISES["rician"].cdf(2 * y, 2 * mean, np.array(4.0), np.full(6, 4.0))
         assert found == pytest.approx(rice.cdf(y, mean), abs=3e-5)
+
+
+def test_stored_bessel_coefficients_are_those_of_a_fit() -> None:
+    """The coefficients are stored so that no machine has others; a fit of today agrees to rounding."""
+    from numpy.polynomial import chebyshev
+    from scipy.special import i0e
+
+    u = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)
+    near, far = 0.5 * bessel.BESSEL_SPLIT * (1 + u), 2 * bessel.BESSEL_SPLIT / (1 + u)
+    every = bessel.COARSE_CENTRE * (1 + u) / (1 - u)
+    cases = (
+        (bessel.BESSEL_LOW, i0e(near), 28),
+        (bessel.BESSEL_HIGH, i0e(far) * np.sqrt(2 * np.pi * far), 12),
+        (bessel.COARSE, i0e(every) * np.sqrt(1 + 2 * np.pi * every), 16),
+    )
+    for stored, values, degree in cases:
+        fitted = chebyshev.cheb2poly(chebyshev.chebfit(u, values, degree))
+        assert len(stored) == degree + 1
+        np.testing.assert_allclose(
+            np.polynomial.polynomial.polyval(u, stored),
+            np.polynomial.polynomial.polyval(u, fitted),
+            atol=1e-13,
+        )

@@ -10,15 +10,17 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, multivariate_t, norm, rice
 
+from ivimbayes.models.bessel import COARSE, COARSE_CENTRE
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.numerics.jit import load
+from ivimbayes.numerics.steps import make_acquisition
 from ivimbayes.voxelwise import posterior as kernel
-from ivimbayes.voxelwise.density import BESSEL, BESSEL_CENTRE
 from ivimbayes.voxelwise.draws import make_draws
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.status import BANDWIDTH
 from ivimbayes.voxelwise.weights import finish_weights
-from ivimbayes.voxelwise.workspace import WIDTH, make_protocol, make_work
+from ivimbayes.voxelwise.workspace import WIDTH, make_work
 
 B = np.array((0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800.0))
 AVERAGES = np.array((2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3.0))
@@ -55,20 +57,21 @@ def run(
         "mean": np.tile(MU, (2, 1)), "covariance": np.tile(COV, (2, 1, 1)), "sigma": np.full(2, SIGMA),
         "S0": np.full(2, S0), "S0_sd": np.full(2, S0_SD),
     }  # fmt: skip
-    protocol = make_protocol(B, AVERAGES, rician)
+    acquisition = make_acquisition(B, AVERAGES)
+    kernel.load_kernel(rician, nu > 0)
     dims = 4 if rician else 3
     lanes = [
         make_draws(**(population or fixed), averages=AVERAGES, count=n, nu=nu, rician=rician, seed=seed)
         for n in (draws, WIDTH, 8 * draws)
     ]
     points = [make_points(d, n, seed) for d, n in ((dims, draws), (dims, 8 * draws), (dims - 2, 64))]
-    merged = np.zeros((len(signal), len(protocol.b)))
-    np.add.at(merged.T, protocol.place.astype(int), (AVERAGES * signal).T)
+    merged = np.zeros((len(signal), len(acquisition.b)))
+    np.add.at(merged.T, acquisition.place.astype(int), (AVERAGES * signal).T)
     out, kept = np.empty((len(signal), kernel.COLUMNS)), np.empty((len(signal), 4, keep))
     kernel.voxel_posteriors(
         merged, signal, (AVERAGES * signal**2).sum(axis=1), np.arange(len(signal)),
-        np.full(len(signal), own), protocol, *lanes, *points, interval, BANDWIDTH, seed,
-        make_work(protocol, 8 * draws), out, kept,
+        np.full(len(signal), own), acquisition, *lanes, *points, interval, BANDWIDTH, seed,
+        make_work(acquisition, 8 * draws), out, kept,
     )  # fmt: skip
     return out, kept
 
@@ -236,7 +239,8 @@ def test_pareto_k_is_that_of_arviz() -> None:
     rng = np.random.default_rng(1)
     log_w = np.stack([shape * rng.exponential(size=1024) for shape in (0.1, 0.3, 0.6, 0.9, 1.3)])
     found = np.empty(5)
-    work = make_work(make_protocol(B, AVERAGES), 1024)
+    load(finish_weights)
+    work = make_work(make_acquisition(B, AVERAGES), 1024)
     shapes(log_w, found, work)
     expected = [float(array_stats.psislw(-row)[1]) for row in log_w]  # it takes log-likelihoods
     np.testing.assert_allclose(found, expected, atol=0.01)
@@ -287,8 +291,8 @@ def test_bessel_series() -> None:
     from scipy.special import i0e
 
     z = np.concatenate([[0], np.logspace(-6, 10, 4001)])
-    u = (z - BESSEL_CENTRE) / (z + BESSEL_CENTRE)
-    found = np.polynomial.polynomial.polyval(u, BESSEL) / np.sqrt(1 + 2 * np.pi * z)
+    u = (z - COARSE_CENTRE) / (z + COARSE_CENTRE)
+    found = np.polynomial.polynomial.polyval(u, COARSE) / np.sqrt(1 + 2 * np.pi * z)
     np.testing.assert_allclose(found, i0e(z), rtol=2e-6)
 
 
