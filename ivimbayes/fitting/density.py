@@ -29,7 +29,6 @@ from ivimbayes.numerics.jit import (
     jit,
     load,
     separate,
-    separate_of,
 )
 from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
 from ivimbayes.numerics.signals import Shape, make_shape, signal_adjoint, signal_curve
@@ -547,6 +546,5 @@ def compile_density(noise: str, mixture: bool) -> tuple[Any, Any]:
     """Compile or load the `callbacks` for a noise, and for a mixture of populations if asked."""
     noises = {"gaussian": gaussian, "rician": rician, "student_t": student_t}
     parts = [noises[noise]] if noise in noises else []
-    for part in [*parts, mix] if mixture else parts:
-        separate_of(part).load()
+    load(*parts, *([mix] if mixture else []))
     return _callbacks()

@@ -105,7 +105,7 @@ def make_problem(b: Array, averages: Array, threshold: float, low: Array, high: 
 def make_work(acquisition: Acquisition) -> Work:
     """Make the scratch for a scan."""
     n = len(acquisition.b)
-    sizes = {name: n for name in ("target", "lead", "residual", "decay")}
+    sizes: dict[str, int | tuple[int, int]] = {name: n for name in ("target", "lead", "residual", "decay")}
     sizes |= {name: (4, 4) for name in ("H", "damped", "L")}
     made = {
         name: np.zeros(sizes.get(name, 4), bool if name in FLAGS else float)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ivimbayes.numerics.arithmetic import logarithms
 from ivimbayes.numerics.biexponential import GG, GY, from_theta, theta_sums
-from ivimbayes.numerics.jit import Vector, jit, load, separate, separate_of
+from ivimbayes.numerics.jit import Vector, jit, load, separate
 from ivimbayes.numerics.steps import Acquisition
 from ivimbayes.voxelwise.averages import log_means, mean_weights, over_draws
 from ivimbayes.voxelwise.density import add_student_population, evaluate_mono, rician_draws
@@ -150,11 +150,10 @@ def log_odds(
 def load_kernel(rician: bool, student: bool) -> None:
     """Compile or load what `voxel_posteriors` needs, for Rician noise and a Student-t population if asked."""
     load(voxel_posteriors)
-    for part in (
-        *([rician_draws, rician_fit] if rician else []),
-        *([add_student_population] if student else []),
-    ):
-        separate_of(part).load()
+    if rician:
+        load(rician_draws, rician_fit)
+    if student:
+        load(add_student_population)
 
 
 @jit
