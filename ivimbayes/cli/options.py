@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ivimbayes.errors import InputError
+from ivimbayes.models.names import SIGNAL_NAMES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,14 +71,7 @@ Downsample = Annotated[
     str, typer.Option("--downsample", help="Average blocks of N x N voxels, or of X,Y,Z voxels.")
 ]
 Level = Annotated[str, typer.Option("--level", help="Fit each voxel, or the mean curve: voxel, mean.")]
-Signal = Annotated[
-    str,
-    typer.Option(
-        "--signal",
-        help="Signal model: monoexponential, kurtosis, simplified, biexponential, "
-        "biexponential_kurtosis, triexponential.",
-    ),
-]
+Signal = Annotated[str, typer.Option("--signal", help=f"Signal model: {', '.join(SIGNAL_NAMES)}.")]
 Noise = Annotated[str, typer.Option("--noise", help="Noise of the signals: gaussian, rician, student_t.")]
 Population = Annotated[
     str, typer.Option("--population", help="Voxels around their region: normal, student_t, mixture.")
