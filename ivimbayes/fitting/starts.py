@@ -8,15 +8,11 @@ import xarray as xr
 from ivimbayes.fitting.mixture import MixtureStart, find_mixture_starts
 from ivimbayes.fitting.modes import PopulationMode, population_mode
 from ivimbayes.fitting.packing import model_data, pack_region
-from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.parameters import PARAMETERS
+from ivimbayes.models.signals import SIGNALS, Signal
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec
 
-STARTS = {  # of the mean, in prior widths; the last for kurtosis, for which slow D and large f can stand
-    "f": (0, 1, -1, -0.5, 0), "f_fast": (0, -0.5, 0.5, 0.5, 0), "D": (0, -0.5, 0.5, 0.5, 0.5),
-    "D_star": (0, -1, 0.5, 1, -1), "D_star_fast": (0, -0.5, 0.5, 0, 0), "K": (0, 0.5, -0.5, 1, 2),
-}  # fmt: skip
-
-
+STARTS = {name: parameter.starts for name, parameter in PARAMETERS.items()}  # of the mean, in prior widths
 START_VOXELS, START_DISTANCE, START_SCREEN, START_EVIDENCE = 60, 0.1, 12.0, 1.5
 
 
@@ -57,8 +53,7 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     signal, averages, b = voxels["signal"].values / scale, voxels["averages"].values, voxels["b"].values
     part = np.unique(np.linspace(0, len(signal) - 1, START_VOXELS).astype(int))
     prior, found = spec.prior.theta(spec.signal), list[PopulationMode]()
-    offsets = np.array([STARTS[name] for name in SIGNALS[spec.signal].parameters]).T
-    for offset in offsets if SIGNALS[spec.signal].kurtosis else offsets[:-1]:
+    for offset in start_offsets(SIGNALS[spec.signal]):
         start = prior.centre + offset * prior.width
         mode = _mode(signal[part], averages[part], b, spec, start)
         if all(np.abs(mode.location - other.location).max() > START_DISTANCE for other in found):
@@ -71,6 +66,14 @@ def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[Populati
     ]
     refined.sort(key=lambda mode: -mode.log_evidence)
     return tuple(mode for mode in refined if mode.log_evidence > refined[0].log_evidence - START_EVIDENCE)
+
+
+def start_offsets(signal: Signal) -> np.ndarray:
+    """List starts of the mean of theta, in prior widths from the prior's centre, (start, parameter)."""
+    offsets = [*zip(*(STARTS[name] for name in signal.parameters), strict=True)]
+    if more := signal.tissue.start:
+        offsets.append(tuple(more.get(name, 0.0) for name in signal.parameters))
+    return np.array(offsets, float)
 
 
 def _mode(

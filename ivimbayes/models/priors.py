@@ -14,19 +14,14 @@ import numpy as np
 
 from ivimbayes.errors import InputError
 from ivimbayes.io.text import one_line
+from ivimbayes.models.parameters import FRACTIONS, LOG, LOGIT, PARAMETERS, RATES
 from ivimbayes.models.signals import SIGNALS
 
-PARAMETERS = ("f", "D", "D_star")
-OTHERS = ("K", "f_fast", "D_star_fast")
-SHOWN = (*PARAMETERS, *OTHERS)  # of a published entry, beside its source
-DEFAULT_SPREAD = {"f": 0.7, "D": 0.4, "D_star": 0.7, "K": 0.4, "f_fast": 0.5, "D_star_fast": 0.5}
-# K 0.43 to 1.38 in prostate, kidney, tumours and brain (Tamura 2014, Suo 2014, Pentang 2014, Lätt 2013);
-# D* fast 0.17 to 2.5 mm²/s and half of f in liver and kidney (Riexinger 2019, Chevallier 2019, Wurnig 2018)
-OTHER_CENTRE, D_STAR_FAST = {"K": 0.8}, 0.5
-OTHER_WIDTH = {"K": 0.45, "f_fast": 0.6, "D_star_fast": 0.9}
-FAST_SHARE = 0.5  # of f in the fast pool
-ADC_WIDTH = 0.35  # perfusion makes the ADC larger than D, the more the lower the b values
-SLOW_POOL, SLOW_POOL_WIDTH = 0.6, 0.7  # D* of the slow of two pools over that of one
+GIVEN = tuple(p.name for p in PARAMETERS.values() if p.prior and p.prior.centre is None)  # by every tissue
+OTHERS = tuple(p.name for p in PARAMETERS.values() if p.prior and p.prior.centre is not None)
+SHOWN = (*GIVEN, *OTHERS)  # of a published entry, beside its source
+DEFAULT_SPREAD = {p.name: p.prior.spread for p in PARAMETERS.values() if p.prior}
+DEFAULT_WIDTH = {p.name: p.prior.width for p in PARAMETERS.values() if p.name in OTHERS and p.prior}
 LESION_STEMS = (
     "tumo", "cancer", "carcino", "lesion", "metasta", "mets", "malign", "hcc", "neoplas", "adenoma",
     "sarcoma", "lymphoma", "glioma", "glioblastoma", "gbm", "melanoma", "mass", "nodule", "pdac",
@@ -52,8 +47,8 @@ class TissuePrior:
     Attributes
     ----------
     centre : mapping
-        Prior median of ``f`` (1), ``D`` and ``D_star`` (mm²/s); it may hold ``K`` (1), ``f_fast`` (1) and
-        ``D_star_fast`` (mm²/s), for signal models that have them.
+        Prior median of ``f`` (1), ``D`` and ``D_star`` (mm²/s); it may hold others of `PARAMETERS`, such as
+        ``K`` (1), for signal models that have them.
     width : mapping
         Prior standard deviation of logit f, ln D and ln(D* - D), and of the others' theta.
     spread : mapping
@@ -74,7 +69,7 @@ class TissuePrior:
     name: str
     centre: Mapping[str, float]
     width: Mapping[str, float]
-    spread: Mapping[str, float] = field(default_factory=lambda: {p: DEFAULT_SPREAD[p] for p in PARAMETERS})
+    spread: Mapping[str, float] = field(default_factory=lambda: {p: DEFAULT_SPREAD[p] for p in GIVEN})
     names: tuple[str, ...] = ()
     published: tuple[Mapping[str, Any], ...] = ()
     note: str = ""
@@ -92,24 +87,26 @@ class TissuePrior:
     def theta(self, signal: str) -> ThetaPrior:
         """Give the prior in the theta of a signal model.
 
-        Numbers that the tissue does not hold are the package's. The ADC of a mono-exponential is D with a
-        wider prior, since perfusion adds to it; D_star of the slow of two vascular pools is 0.6 of that of
-        one, with a wider prior.
+        Numbers that the tissue does not hold are those of `PARAMETERS`. Where the model means something else
+        by a parameter's name, its `Departure` says how the prior differs: an apparent D has a wider one,
+        since perfusion adds to it; D_star of the slow of two vascular pools is 0.6 of that of one, with a
+        wider prior.
 
         Parameters
         ----------
         signal : str
             A name in `SIGNALS`.
         """
-        model, centre = SIGNALS[signal], {**OTHER_CENTRE, **self.centre}
-        width, spread = {**OTHER_WIDTH, **self.width}, {**DEFAULT_SPREAD, **self.spread}
-        centre.setdefault("f_fast", FAST_SHARE * centre["f"])
-        centre.setdefault("D_star_fast", max(D_STAR_FAST, 3 * centre["D_star"]))
-        if model.fractions == 0:
-            width["D"] = float(np.hypot(width["D"], ADC_WIDTH))
-        if model.fractions == 2:
-            centre["D_star"] = centre["D"] + SLOW_POOL * (centre["D_star"] - centre["D"])
-            width["D_star"] = float(np.hypot(width["D_star"], SLOW_POOL_WIDTH))
+        model, centre = SIGNALS[signal], dict(self.centre)
+        width, spread = {**DEFAULT_WIDTH, **self.width}, {**DEFAULT_SPREAD, **self.spread}
+        for name in OTHERS:
+            if name not in centre and (prior := PARAMETERS[name].prior):
+                centre[name] = prior.median(self.centre)
+        for departure in model.departures:
+            name = departure.name
+            least = 0.0 if name == RATES[0] else centre[RATES[RATES.index(name) - 1]]
+            centre[name] = least + departure.ratio * (centre[name] - least)
+            width[name] = float(np.hypot(width[name], departure.width))
         names = model.parameters
         return ThetaPrior(
             np.array(model.theta(*(centre[p] for p in names))),
@@ -128,7 +125,7 @@ class TissuePrior:
         return {
             "f": (float(f0), float(f1)),
             "D": (float(D0), float(D1)),
-            "D_star": (D + float(np.exp(low[2])), D + float(np.exp(high[2]))),
+            "D_star": (D + float(LOG.inverse(low[2])), D + float(LOG.inverse(high[2]))),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,22 +198,8 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
     centre = _triple(table, "centre", where, required=True)
     width = _triple(table, "width", where, required=True)
     spread = _triple(table, "spread", where, required=False)
-    spread = {p: DEFAULT_SPREAD[p] for p in PARAMETERS} | spread
-    if not 0 < centre["f"] < 1:
-        raise InputError(f"{where} centre f = {centre['f']:g}; f is a fraction between 0 and 1")
-    if not 0 < centre["D"] < centre["D_star"] <= 1:
-        raise InputError(
-            f"{where} centre D = {centre['D']:g}, D_star = {centre['D_star']:g}; "
-            "give 0 < D < D_star in mm2/s, such as 1e-3 and 20e-3"
-        )
-    if not 0 < centre.get("f_fast", 0.5 * centre["f"]) < centre["f"]:
-        raise InputError(f"{where} centre f_fast = {centre['f_fast']:g}; it is a part of f = {centre['f']:g}")
-    if not centre["D_star"] < centre.get("D_star_fast", 10) <= 10:
-        raise InputError(
-            f"{where} centre D_star_fast = {centre['D_star_fast']:g}; give more than D_star, up to 10 mm2/s"
-        )
-    if not 0 < centre.get("K", 1.0) <= 10:
-        raise InputError(f"{where} centre K = {centre['K']:g}; give a number above 0, up to 10")
+    spread = {p: DEFAULT_SPREAD[p] for p in GIVEN} | spread
+    _check_centre(centre, where)
     for label, values in (("width", width), ("spread", spread)):
         for parameter, value in values.items():
             if not 0 < value <= 10:
@@ -238,6 +221,25 @@ def _parse(name: str, table: Any, path: str) -> TissuePrior:
     return TissuePrior(name, centre, width, spread, tuple(names), tuple(published), note)
 
 
+def _check_centre(centre: Mapping[str, float], where: str) -> None:
+    """Refuse prior medians beyond the limits and the order of their parameters."""
+    for name, value in centre.items():
+        high, logit = PARAMETERS[name].highest, PARAMETERS[name].link is LOGIT
+        if name in FRACTIONS[1:]:
+            whole = FRACTIONS[FRACTIONS.index(name) - 1]
+            inside, way_out = 0 < value < centre[whole], f"it is a part of {whole} = {centre[whole]:g}"
+        elif name in RATES:
+            slower = RATES[: RATES.index(name)]
+            inside = max((centre[rate] for rate in slower), default=0.0) < value <= high
+            way_out = f"give 0 < {' < '.join((*slower, name))}, up to {high:g} mm2/s (D is about 1e-3)"
+        elif logit:
+            inside, way_out = 0 < value < high, f"give a fraction between 0 and {high:g}"
+        else:
+            inside, way_out = 0 < value <= high, f"give a number above 0, up to {high:g}"
+        if not inside:
+            raise InputError(f"{where} centre {name} = {value:g}; {way_out}")
+
+
 def _words_of(text: Any) -> str:
     """Text in one line."""
     return " ".join(str(text).split())
@@ -247,8 +249,8 @@ def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> di
     entry = table.get(label, None if required else {})
     if not isinstance(entry, dict):
         raise InputError(f"{where} has no {label}; write {label} = {{ f = ..., D = ..., D_star = ... }}")
-    missing = [p for p in PARAMETERS if p not in entry] if required else []
-    if missing or set(entry) - {*PARAMETERS, *OTHERS}:
+    missing = [p for p in GIVEN if p not in entry] if required else []
+    if missing or set(entry) - set(SHOWN):
         raise InputError(
             f"{where} {label} has {', '.join(entry) or 'nothing'}; it needs f, D and D_star, "
             f"and may have {', '.join(OTHERS)}"
@@ -256,7 +258,7 @@ def _triple(table: dict[str, Any], label: str, where: str, required: bool) -> di
     for parameter, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
             raise InputError(f"{where} {label} {parameter} = {value!r}; give a number")
-    return {p: float(entry[p]) for p in (*PARAMETERS, *OTHERS) if p in entry}
+    return {p: float(entry[p]) for p in SHOWN if p in entry}
 
 
 def tissue_prior(name: str, priors: Mapping[str, TissuePrior] | None = None) -> TissuePrior:

@@ -1,5 +1,9 @@
 # mypy: disallow_untyped_defs=False
-"""Compiled signal models and noise with their derivatives: voxels in lanes on the last axis.
+"""Compiled signal models with their derivatives: voxels in lanes on the last axis.
+
+The decay of tissue is one of `ivimbayes.models.signals.DECAYS`, chosen by its place there. An exponential is
+a running product over the steps between b values. Each other kind has two functions of numbers here, its
+decay and its slopes, which the loops over lanes call and the compiler inlines.
 
 Measurements of n averages are multiplied by sqrt(n), and so are their curves, in all that follows: they then
 have the noise of one image.
@@ -9,17 +13,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.models.signals import Signal
-from ivimbayes.numerics.arithmetic import exponential
+from ivimbayes.models.parameters import LOGIT, PARAMETERS
+from ivimbayes.models.signals import DECAYS, Signal
+from ivimbayes.numerics.arithmetic import exponential, logistic
 from ivimbayes.numerics.jit import Cube, Matrix, allocating_jit, jit
+
+KINDS = tuple(DECAYS)
+EXPONENTIAL, KURTOSIS = (KINDS.index(kind) for kind in ("exponential", "kurtosis"))
+SHAPES = tuple(len(decay.shape) for decay in DECAYS.values())  # shape parameters of each kind: none, or one
+SHAPE_LOGITS = tuple(  # whether the link of that is the logit; else it is the logarithm
+    any(PARAMETERS[name].link is LOGIT for name in decay.shape) for decay in DECAYS.values()
+)
 
 
 class Form(NamedTuple):
-    """The numbers of a `Signal`: compartments besides tissue, rates, whether there is a kurtosis."""
+    """The numbers of a `Signal`: compartments besides tissue, rates, place of its decay in `DECAYS`."""
 
     fractions: int
     rates: int
-    kurtosis: int
+    kind: int
 
 
 class Shape(NamedTuple):
@@ -28,7 +40,7 @@ class Shape(NamedTuple):
     Attributes
     ----------
     value : ndarray (parameter, lane)
-        Shares (fraction over the fraction before), distances of the rates, kurtosis.
+        Shares (fraction over the fraction before), distances of the rates, the shape parameter of tissue.
     weight, rate : ndarray (C, lane)
     decay : ndarray (C, M, lane)
     y : ndarray (rate and step, lane)
@@ -45,13 +57,13 @@ class Shape(NamedTuple):
 
 def form_of(signal: Signal) -> Form:
     """Make the `Form` of a signal model."""
-    return Form(signal.fractions, signal.rates, int(signal.kurtosis))
+    return Form(signal.fractions, signal.rates, KINDS.index(signal.tissue.name))
 
 
 @allocating_jit
 def make_shape(form, measurements, steps, lanes):
     """Allocate the scratch of `signal_curve`."""
-    C, P = form.fractions + 1, form.fractions + form.rates + form.kurtosis
+    C, P = form.fractions + 1, form.fractions + form.rates + SHAPES[form.kind]
     return Shape(
         np.empty((P, lanes)),
         np.empty((C, lanes)),
@@ -63,20 +75,39 @@ def make_shape(form, measurements, steps, lanes):
 
 
 @jit
+def kurtosis_decay(b, D, K):
+    """Decay exp(-v + v² K / 6), v = b D held at 3 / K."""
+    v = min(b * D, 3.0 / K)
+    return exponential(v * (v * K / 6.0 - 1.0))
+
+
+@jit
+def kurtosis_slopes(b, D, K):
+    """Differentiate ln decay in D, less the -b of an exponential, and in K."""
+    v = min(b * D, 3.0 / K)
+    return b * v * K / 3.0, v * v / 6.0
+
+
+@jit
 def _values(form, theta, shape):
     """Fill value, weight and rate."""
     F, R, P, lanes = form.fractions, form.rates, shape.value.shape[0], theta.shape[1]
     value, weight, rate = shape.value, shape.weight, shape.rate
-    for i in range(F, P):
+    logits = F + R if SHAPE_LOGITS[form.kind] else P
+    for i in range(F, logits):
         row, each = value[i], theta[i]
         for w in range(lanes):
             row[w] = exponential(each[w])
+    for i in range(logits, P):
+        row, each = value[i], theta[i]
+        for w in range(lanes):
+            row[w] = logistic(each[w])
     for w in range(lanes):
         weight[0, w] = 1.0
     for i in range(F):
         row, each = value[i], theta[i]
         for w in range(lanes):
-            row[w] = 1.0 / (1.0 + exponential(-each[w]))
+            row[w] = logistic(each[w])
         for w in range(lanes):
             weight[i + 1, w] = weight[i, w] * value[i, w]
     for i in range(F):
@@ -91,30 +122,43 @@ def _values(form, theta, shape):
 
 
 @jit
+def _tissue_decays(kind, b, shape, bend, decay):
+    """Fill the decays (measurement, lane) of tissue whose kind is not the exponential."""
+    D, lanes = shape.rate[0], bend.size
+    for k in range(b.size):
+        bk, row = b[k], decay[k]
+        if bk == 0.0:
+            for w in range(lanes):
+                row[w] = 1.0
+        elif kind == KURTOSIS:
+            for w in range(lanes):
+                row[w] = kurtosis_decay(bk, D[w], bend[w])
+        else:
+            for w in range(lanes):
+                row[w] = np.nan
+
+
+@jit
 def _decays(form, b, step, steps, left, right, shape):
     """Fill decay: running products over the steps between b values, few, some sums of two others."""
     F, R, S, lanes = form.fractions, form.rates, steps.size, shape.rate.shape[1]
     y, rate, n = shape.y, shape.rate, 0
-    if form.kurtosis:
-        slow, each = shape.value[F + R], rate[0]
-        for k in range(b.size):
-            row = shape.decay[0, k]
-            for w in range(lanes):
-                v = min(b[k] * each[w], 3.0 / slow[w])
-                row[w] = exponential(v * (v * slow[w] / 6.0 - 1.0))
+    first = 0 if form.kind == EXPONENTIAL else 1  # compartment that is a running product
+    if first > 0:
+        _tissue_decays(form.kind, b, shape, shape.value[F + R], shape.decay[0])
     while n < S and left[n] < 0:
-        for c in range(R):
+        for c in range(first, R):
             row, each = y[R * n + c], rate[c]
             for w in range(lanes):
                 row[w] = exponential(-steps[n] * each[w])
         n += 1
     for s in range(n, S):
         i, j = int(left[s]), int(right[s])
-        for c in range(R):
+        for c in range(first, R):
             row, one, other = y[R * s + c], y[R * i + c], y[R * j + c]
             for w in range(lanes):
                 row[w] = one[w] * other[w]
-    for c in range(form.kurtosis, R):
+    for c in range(first, R):
         decay = shape.decay[c]
         for k in range(b.size):
             s = int(step[k])
@@ -157,6 +201,25 @@ def signal_curve(form, theta, root, b, step, steps, left, right, curve, shape):
 
 
 @jit
+def _tissue_slopes(kind, b, shape, bend, bar, root, decay, in_rate, in_bend):
+    """Add to the sums of slopes what a kind that is not the exponential has besides it; b is above 0.
+
+    ``bar``, ``root`` and ``decay`` (lane,) are the adjoint of the weighted curve, the weight of its
+    measurement and the decay. ``in_rate`` already has b times their product.
+    """
+    D, lanes = shape.rate[0], bend.size
+    if kind == KURTOSIS:
+        for w in range(lanes):
+            each = bar[w] * root[w] * decay[w]
+            added, turn = kurtosis_slopes(b, D[w], bend[w])
+            in_rate[w] -= added * each
+            in_bend[w] += turn * each
+    else:
+        for w in range(lanes):
+            in_bend[w] = np.nan
+
+
+@jit
 def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
     """Adjoint of theta from that of the weighted curve."""
     F, R, lanes = form.fractions, form.rates, root.shape[1]
@@ -173,19 +236,18 @@ def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
                 each = bar[w] * r[w] * decay[w]
                 one[w] += each
                 other[w] += bk * each
-        if form.kurtosis:
-            decay, one, D, K = shape.decay[0, k], slope[0], shape.rate[0], value[F + R]
-            for w in range(lanes):
-                each, v = bar[w] * r[w] * decay[w], min(bk * D[w], 3.0 / K[w])
-                one[w] -= bk * v * K[w] / 3.0 * each
-                bend[w] += v * v / 6.0 * each
+        if form.kind != EXPONENTIAL and bk > 0.0:
+            _tissue_slopes(form.kind, bk, shape, value[F + R], bar, r, shape.decay[0, k], slope[0], bend)
     # rates
     for c in range(R):
         for w in range(lanes):
             slope[c, w] *= -weight[c, w]
-    if form.kurtosis:
+    if form.kind != EXPONENTIAL:
         for w in range(lanes):
             theta_bar[F + R, w] = bend[w] * weight[0, w] * value[F + R, w]
+        if SHAPE_LOGITS[form.kind]:
+            for w in range(lanes):
+                theta_bar[F + R, w] *= 1.0 - value[F + R, w]
     for c in range(R - 1, -1, -1):
         if c + 1 < R:
             for w in range(lanes):
@@ -205,6 +267,3 @@ def signal_adjoint(form, curve_bar, root, b, shape, theta_bar):
     for c in range(F):
         for w in range(lanes):
             theta_bar[c, w] *= 1.0 - value[c, w]
-
-
-# ---------------------------------------------------------------- noise

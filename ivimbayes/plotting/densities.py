@@ -7,7 +7,7 @@ import xarray as xr
 from scipy.stats import gaussian_kde
 
 from ivimbayes.errors import InputError
-from ivimbayes.models.signals import FRACTIONS
+from ivimbayes.models.signals import PARAMETERS
 from ivimbayes.plotting.style import (
     BLUE,
     GREY,
@@ -69,7 +69,7 @@ def plot_prior_posterior(tree: xr.DataTree | FitView, roi: str, axes: Any = None
         ends = [np.quantile(draws[group][name], SHOWN[group]) for group in SHOWN]
         x = np.linspace(np.min(ends), np.max(ends), POINTS + 1)
         narrow = np.ptp(np.quantile(draws["posterior"][name], SHOWN["posterior"])) < NARROW * np.ptp(x)
-        logarithmic = bool(narrow and name not in FRACTIONS and np.min(ends) > 0)
+        logarithmic = bool(narrow and PARAMETERS[name].link.axis == "log" and np.min(ends) > 0)
         if logarithmic:
             x = np.geomspace(np.min(ends), np.max(ends), POINTS + 1)
         prior, posterior = (

@@ -11,7 +11,7 @@ from cycler import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ivimbayes.errors import InputError
-from ivimbayes.models.signals import FRACTIONS, PARAMETERS, Signal
+from ivimbayes.models.signals import PARAMETERS, Signal
 from ivimbayes.results.stored import FitView
 from ivimbayes.results.summary import HDI
 
@@ -88,13 +88,13 @@ def interval_of(draws: np.ndarray) -> tuple[float, float, float]:
 
 
 def to_line(name: str, values: Any) -> Any:
-    """Put values shown on the whole line: logit of a fraction, else the logarithm."""
-    return np.log(values) - np.log1p(-values) if name in FRACTIONS else np.log(values)
+    """Put values shown on the whole line, by the parameter's link."""
+    return PARAMETERS[name].link.forward(values)
 
 
 def slope_of_line(name: str, values: Any) -> Any:
     """Differentiate `to_line`."""
-    return 1 / (values * (1 - values)) if name in FRACTIONS else 1 / values
+    return 1 / PARAMETERS[name].link.slope(values)
 
 
 def one_axes(ax: Any, size: tuple[float, float] = (5.0, 3.6)) -> Any:

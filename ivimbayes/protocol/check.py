@@ -9,13 +9,12 @@ import xarray as xr
 
 from ivimbayes.errors import InputError, InputWarning
 from ivimbayes.models.priors import TissuePrior, tissue_prior
-from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.signals import PARAMETERS, SIGNALS, Decay
 
 SAME_B = 5.0  # s/mm²: b values closer than this are one
 LOW_B = 50.0  # the lowest b must not lie above this, or S0 and f cannot be told apart
 PERFUSION_B = 150.0  # without a b value between 0 and this, D* cannot be identified
 HIGH_B = 200.0  # perfusion is gone above this; without such a b, D and f cannot be told apart
-CURVED_B = 800.0  # below this a kurtosis of 1 bends the signal by a tenth at most, at D = 1e-3 mm²/s
 FAST_B, FAST_COUNT = 100.0, 3  # two vascular pools need as many b values between 0 and this
 LEAST_DISTINCT = 2
 LEFT = 0.05  # of the perfusion signal at the lowest b above 0: with less, D* cannot be told from a larger one
@@ -129,7 +128,7 @@ def check_protocol(
     signal : str
         A name in `SIGNALS`.
     tissue : str or TissuePrior, optional
-        A tissue whose prior says how fast its perfusion is gone, and how far a kurtosis is valid.
+        A tissue whose prior says how fast its perfusion is gone, and up to which b a kurtosis is valid.
 
     Returns
     -------
@@ -197,7 +196,7 @@ def require_protocol(
     signal : str
         A name in `SIGNALS`.
     prior : TissuePrior, optional
-        Whose median D and K say how far the kurtosis model is valid.
+        Whose median D and K say up to which b a kurtosis is valid.
     warn : bool
         Warn too.
 
@@ -303,26 +302,27 @@ def _refusals(b: np.ndarray, signal: str, prior: TissuePrior | None, selected: b
             "vascular pools apart; choose --signal biexponential"
         )
         found.append(ProtocolFinding("refused", ("f_fast", "D_star", "D_star_fast"), text))
-    if model.kurtosis and prior is not None:
+    if prior is not None:
         found += _beyond_validity(float(b[-1]), signal, prior)
     return found
 
 
 def _beyond_validity(highest: float, signal: str, prior: TissuePrior) -> list[ProtocolFinding]:
-    """Find b values at which the prior's median signal would rise with b (Jensen 2005)."""
+    """Find b values at which the decay of tissue is not valid at the prior's median (Jensen 2005)."""
     model = SIGNALS[signal]
-    values = dict(
-        zip(model.parameters, (float(v) for v in model.values(*prior.theta(signal).centre)), strict=True)
-    )
-    limit = 3 / (values["D"] * values["K"])
+    if model.tissue.limit is None:
+        return []
+    median = zip(model.parameters, (float(v) for v in model.values(*prior.theta(signal).centre)), strict=True)
+    names = ("D", *model.tissue.shape)
+    limit = model.tissue.limit(*(value for name, value in median if name in names))
     if highest <= limit:
         return []
     text = (
-        f"the highest b, {highest:g} s/mm2, is beyond 3 / (D K) = {limit:.0f} s/mm2, up to "
-        f"which a kurtosis is valid at the median of the prior of {prior.name}; leave out higher b "
+        f"the highest b, {highest:g} s/mm2, is beyond {model.tissue.limit_text} = {limit:.0f} s/mm2, up to "
+        f"which {model.tissue.noun} is valid at the median of the prior of {prior.name}; leave out higher b "
         f"values (--b-max {10 * int(limit / 10)}), or choose another --signal"
     )
-    return [ProtocolFinding("refused", ("D", "K"), text)]
+    return [ProtocolFinding("refused", names, text)]
 
 
 def _limits(b: np.ndarray, signal: str) -> list[ProtocolFinding]:
@@ -340,18 +340,31 @@ def _limits(b: np.ndarray, signal: str) -> list[ProtocolFinding]:
             "it will rest on the prior"
         )
         found.append(ProtocolFinding("prior", ("D_star",), text))
-    if model.kurtosis and b[-1] < CURVED_B:
-        text = (
-            f"the highest b is {b[-1]:g} s/mm2: below {CURVED_B:g} a kurtosis hardly bends the signal, so K "
-            "cannot be identified: it will rest on the prior"
-        )
-        found.append(ProtocolFinding("prior", ("K",), text))
+    found += _shape_limits(b, model.tissue)
     if model.instant and ((b > 0) & (b < PERFUSION_B)).any():
         text = (
             f"b values between 0 and {PERFUSION_B:g} s/mm2 hold perfusion, which the {signal} model has at "
             "b = 0 alone: f and D will be biased"
         )
         found.append(ProtocolFinding("bias", ("f", "D"), text))
+    return found
+
+
+def _shape_limits(b: np.ndarray, tissue: Decay) -> list[ProtocolFinding]:
+    """Find where b values (distinct, rising) leave the shape of the decay of tissue to the prior."""
+    found, label = [], "".join(PARAMETERS[name].label for name in tissue.shape)
+    if b[-1] < tissue.curved_b:
+        text = (
+            f"the highest b is {b[-1]:g} s/mm2: below {tissue.curved_b:g} {tissue.noun} hardly bends the "
+            f"signal, so {label} cannot be identified: it will rest on the prior"
+        )
+        found.append(ProtocolFinding("prior", tissue.shape, text))
+    if b[0] > tissue.low_b:
+        text = (
+            f"no low b value (lowest {b[0]:g} s/mm2, at most {tissue.low_b:g} needed), so {label} cannot be "
+            "told apart from S0: it will rest on the prior"
+        )
+        found.append(ProtocolFinding("prior", tissue.shape, text))
     return found
 
 

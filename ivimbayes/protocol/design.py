@@ -20,7 +20,6 @@ from ivimbayes.protocol.precision import (
     posterior_sd,
     precision_of,
     prior_sd_of,
-    value_slope,
 )
 
 STARTS, TRUTHS = 4, 256  # of the exchange; values of the prior that its criterion averages over
@@ -42,7 +41,7 @@ class _Search:
             [information(candidates[i : i + 1], one, theta, plan) for i in range(len(candidates))]
         )
         self.prior = np.diag(np.append(1 / plan.width**2, 1e-6))
-        self.slope = value_slope(theta, plan)
+        self.slope = plan.model.value_slope(theta)
         self.fast: dict[tuple[int, ...], float] = {}
         self.exact: dict[tuple[int, ...], float] = {}
         self.good: dict[tuple[int, ...], bool] = {}

@@ -190,22 +190,6 @@ def information(b: Array, weight: Array, theta: Array, plan: Scenario) -> Array:
     return np.asarray((full * (weight / plan.sigma**2)) @ np.swapaxes(full, -1, -2))
 
 
-def value_slope(theta: Array, plan: Scenario) -> Array:
-    """Differentiate the parameters' values in theta, (..., value, parameter)."""
-    model, P = plan.model, theta.shape[-1]
-    values = model.values(*np.moveaxis(theta, -1, 0))
-    slope = np.zeros((*theta.shape, P))
-    for i in range(P):
-        if i < model.fractions:  # a share scales its fraction and all later ones
-            for j in range(i + 1):
-                slope[..., i, j] = values[i] / (1 + np.exp(theta[..., j]))
-        elif i < model.fractions + model.rates:  # a step between rates moves its rate and all later ones
-            slope[..., i, model.fractions : i + 1] = np.exp(theta[..., model.fractions : i + 1])
-        else:
-            slope[..., i, i] = values[i]
-    return slope
-
-
 def cramer_rao(b: Array, weight: Array, plan: Scenario) -> Array:
     """Least sd of an unbiased estimate of each parameter at the prior's centre, (parameter,)."""
     P = len(plan.centre)
@@ -214,7 +198,7 @@ def cramer_rao(b: Array, weight: Array, plan: Scenario) -> Array:
     scale[scale == 0] = 1.0
     value, vector = np.linalg.eigh(F / np.outer(scale, scale))
     known = value > UNKNOWN
-    gradient = np.pad(value_slope(plan.centre, plan), ((0, 0), (0, 1))) / scale
+    gradient = np.pad(plan.model.value_slope(plan.centre), ((0, 0), (0, 1))) / scale
     along = gradient @ vector
     variance = (along[:, known] ** 2 / value[known]).sum(axis=1)
     lost = (along[:, ~known] ** 2).sum(axis=1) > 1e-6 * (gradient**2).sum(axis=1)

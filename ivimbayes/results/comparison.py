@@ -221,7 +221,7 @@ def describe(found: Sequence[Candidate]) -> str:
         Of one region, the best first.
     """
     near = plausible(found)
-    parts = [*_perfusion(found, near), *_vessels(found, near), *_kurtosis(found, near)]
+    parts = [*_perfusion(found, near), *_vessels(found, near), *_tissue(found, near)]
     parts += _assumed(found, near, "noise", lambda c: NOISES[c.spec.noise].long_name)
     parts += _assumed(found, near, "population", lambda c: POPULATION_NAMES[c.spec.population])
     text = "; ".join(parts or [_preferred(found, near)]) + "."
@@ -282,15 +282,18 @@ def _vessels(found: Sequence[Candidate], near: Sequence[Candidate]) -> list[str]
     return parts
 
 
-def _kurtosis(found: Sequence[Candidate], near: Sequence[Candidate]) -> list[str]:
-    without = [c for c in found if not c.signal.kurtosis]
-    if len(without) in (0, len(found)):
+def _tissue(found: Sequence[Candidate], near: Sequence[Candidate]) -> list[str]:
+    """How tissue decays, where fits differ in it."""
+    kinds = {c.signal.tissue.name: c.signal.tissue for c in found}
+    if len(kinds) == 1:
         return []
-    if not near[0].signal.kurtosis:
-        return ["no sign of kurtosis"]
-    if rivals := [c for c in near if not c.signal.kurtosis]:
-        return [f"kurtosis cannot be told from {rivals[0].label}"]
-    return [f"diffusion in tissue has a kurtosis: {_gap(*difference(found[0], without[0]))}"]
+    chosen = near[0].signal.tissue
+    if not chosen.shape:
+        return [f"no sign of {' or '.join(sorted(kind.noun for kind in kinds.values() if kind.shape))}"]
+    if rivals := [c for c in near if c.signal.tissue.name != chosen.name]:
+        return [f"{chosen.noun} cannot be told from {rivals[0].label}"]
+    without = [c for c in found if c.signal.tissue.name != chosen.name]
+    return [f"{chosen.claim}: {_gap(*difference(found[0], without[0]))}"]
 
 
 def _assumed(

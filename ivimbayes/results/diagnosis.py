@@ -126,8 +126,8 @@ def diagnose(tree: xr.DataTree | FitView, voxels: bool = True) -> dict[str, Diag
         (100 for the spread between voxels), R-hat of a single voxel above 1.05, more than 0.1 % divergent,
         E-BFMI below 0.3, or two modes. Cautions do not change the verdict, which is on the sampling: a signal
         at the highest b below 5 times the noise, which Gaussian noise does not describe; b values above 1000
-        s/mm2 under a model without kurtosis; a region's value outside the 95 % range of its prior. What the
-        data could not tell is a note.
+        s/mm2 under a model whose tissue decays exponentially; a region's value outside the 95 % range of its
+        prior. What the data could not tell is a note.
     """
     fit = FitView.of(tree)
     posterior, spec, names = fit.posterior, fit.spec, fit.signal.parameters
@@ -149,7 +149,7 @@ def diagnose(tree: xr.DataTree | FitView, voxels: bool = True) -> dict[str, Diag
             *_energy(chains),
             *([] if modes else _identification(contraction, mine, prior, tissue)),
             *_noise(snr, spec.noise, bool(fit.tree.attrs.get("real_valued"))),
-            *_kurtosis(float(fit.b.max()), fit.signal),
+            *_departure(float(fit.b.max()), fit.signal),
             *([] if modes else _conflict(mine, prior, tissue)),
             *_data(fit, roi),
         ]
@@ -261,9 +261,9 @@ def _noise(snr: float, noise: str, real_valued: bool) -> list[Finding]:
     return [Finding("caution", what, "fit again with --noise rician")]
 
 
-def _kurtosis(highest: float, signal: Signal) -> list[Finding]:
-    """Say where the kurtosis of tissue shows in signals whose model has none (Jensen and Helpern 2010)."""
-    if signal.kurtosis or highest <= KURTOTIC_B:
+def _departure(highest: float, signal: Signal) -> list[Finding]:
+    """Say where tissue departs from the exponential that the model takes it for (Jensen and Helpern 2010)."""
+    if signal.tissue.shape or highest <= KURTOTIC_B:
         return []
     effect = (
         "perfusion: f comes out too high, D too low"

@@ -88,6 +88,17 @@ def test_unknown_names_are_refused(refused: Callable[..., str]) -> None:
     refused(lambda: assign_priors(["liver"], {"kidney": "kidney"}), "no region 'kidney'", "liver")
 
 
+def test_priors_where_a_model_means_something_else_by_a_name() -> None:
+    tissue = TISSUES["liver"]
+    plain, slow = tissue.theta("biexponential"), tissue.theta("triexponential")
+    for name in ("monoexponential", "kurtosis"):
+        apparent = tissue.theta(name)
+        assert apparent.centre[0] == plain.centre[1]
+        assert apparent.width[0] == pytest.approx(np.hypot(plain.width[1], 0.35))
+    assert slow.centre[3] - plain.centre[2] == pytest.approx(np.log(0.6))
+    assert slow.width[3] == pytest.approx(np.hypot(plain.width[2], 0.7))
+
+
 def test_round_trip() -> None:
     for prior in TISSUES.values():
         assert TissuePrior.from_dict(prior.to_dict()) == prior
@@ -98,10 +109,12 @@ GOOD = "[x]\ncentre = { f = 0.1, D = 1e-3, D_star = 2e-2 }\nwidth = { f = 1, D =
 
 def test_own_priors_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(GOOD + 'names = ["thing"]\nspread = { D = 0.1 }\n', encoding="utf-8")
+    text = GOOD.replace("D = 1e-3", "D = 1e-3, K = 0.6")
+    path.write_text(text + 'names = ["thing"]\nspread = { D = 0.1 }\n', encoding="utf-8")
     prior = read_priors(path)["x"]
     assert prior.spread == {"f": 0.7, "D": 0.1, "D_star": 0.7}
     assert match_tissue("my thing", {"x": prior}).name == "x"
+    assert SIGNALS["kurtosis"].values(*prior.theta("kurtosis").centre)[1] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +123,8 @@ def test_own_priors_file(tmp_path: Path) -> None:
         ("", "holds no tissue"), ("[x", "not TOML"), ("x = 1", "not a table"), ("[x]\ncolour = 1", "unknown entry colour"),
         ("[x]\ncentre = { f = 0.1 }", "it needs f, D and D_star"), (GOOD.replace("f = 0.1", "f = 1.5"), "fraction between"),
         (GOOD.replace("D_star = 2e-2", "D_star = 5e-4"), "0 < D < D_star"), (GOOD.replace("D = 1e-3", "D = 1.0"), "mm2/s"),
+        (GOOD.replace("D = 1e-3", "D = 1e-3, D_star_fast = 0.01"), "0 < D < D_star < D_star_fast, up to 10"),
+        (GOOD.replace("D = 1e-3", "D = 1e-3, f_fast = 0.2"), "a part of f = 0.1"), (GOOD.replace("D = 1e-3", "D = 1e-3, K = 11"), "above 0, up to 10"),
         (GOOD.replace("f = 1,", "f = 0,"), "above 0"), (GOOD.replace("f = 0.1", "f = nan"), "give a number"),
         (GOOD.replace("f = 0.1", 'f = "a"'), "give a number"), (GOOD + 'names = "a"', "list of words"),
         (GOOD + "published = [{ f = 0.1 }]", "needs a source"), (GOOD + 'published = [{ f = "0.1", source = "y" }]', "is not a number"),

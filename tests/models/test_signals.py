@@ -6,7 +6,9 @@ import pytest
 import xarray as xr
 
 from ivimbayes import predict
-from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.names import SIGNAL_NAMES
+from ivimbayes.models.parameters import LOG, LOGIT, PARAMETERS, Link
+from ivimbayes.models.signals import DECAYS, SIGNALS
 
 B = np.array([0.0, 10, 50, 200, 800])
 CENTRES = {"f": -2, "f_fast": 0.3, "D": -6.8, "D_star": -4, "D_star_fast": -2.5, "K": -0.3}
@@ -74,6 +76,53 @@ def test_models_agree_where_fractions_vanish() -> None:
     for name, rest in (("simplified", {}), ("biexponential", {"D_star": 0.02})):
         np.testing.assert_allclose(predict(B, 1.0, signal=name, f=1e-12, D=1e-3, **rest), mono, atol=1e-11)
     np.testing.assert_allclose(predict(B, 1.0, signal="kurtosis", D=1e-3, K=1e-12), mono, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("low", [0.0, -30.0])
+def test_all_is_finite_and_1_at_b_zero(name: str, low: float) -> None:
+    """The derivatives too, by hand and by pytensor, however small the parameters."""
+    signal, b = SIGNALS[name], np.array([0.0, 1e-6, 1e5])
+    theta = thetas(name) + low
+    curve, jacobian = signal.jacobian(b, theta)
+    np.testing.assert_allclose(curve[:, 0], 1, rtol=1e-15)
+    assert np.isfinite(jacobian).all()
+    assert (jacobian[..., 0] == 0).all()
+    x = pt.vector("x")
+    traced = signal.curve(b, *signal.values(*(x[i] for i in range(theta.shape[1])), exp=pt.exp), exp=pt.exp)
+    slopes = pt.stack([pt.grad(traced[k], x) for k in range(len(b))], axis=1)
+    found = slopes.eval({x: theta[0]})
+    np.testing.assert_allclose(found, jacobian[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_every_kind_of_decay_is_an_exponential_or_says_how_it_departs(name: str) -> None:
+    decay = DECAYS[name]
+    assert len(decay.shape) <= 1
+    assert bool(decay.shape) == bool(decay.noun) == bool(decay.claim)
+    assert set(decay.start) <= set(PARAMETERS)
+    assert all(label in decay.equation for label in ("b·D", *decay.shape))
+    assert any(signal.tissue is decay for signal in SIGNALS.values())
+
+
+@pytest.mark.parametrize("link", [LOGIT, LOG], ids=["logit", "log"])
+def test_links_are_inverse_with_their_slope(link: Link) -> None:
+    x = np.linspace(-8, 8, 33)
+    value = link.inverse(x)
+    np.testing.assert_allclose(link.forward(value), x, atol=1e-12)
+    np.testing.assert_allclose(link.inverse(pt.constant(x), exp=pt.exp).eval(), value, rtol=1e-15)
+    numeric = (link.inverse(x + 1e-6) - link.inverse(x - 1e-6)) / 2e-6
+    np.testing.assert_allclose(link.slope(value), numeric, rtol=1e-8, atol=1e-9)
+
+
+def test_names_for_the_command_line_are_those_of_the_models() -> None:
+    assert tuple(SIGNALS) == SIGNAL_NAMES
+
+
+def test_parameters_of_models_have_a_prior() -> None:
+    used = {name for signal in SIGNALS.values() for name in signal.parameters}
+    assert {name for name, p in PARAMETERS.items() if p.prior} == used
+    assert all(p.prior.source for p in PARAMETERS.values() if p.prior and p.prior.centre is not None)
 
 
 def test_one_equation_serves_numpy_xarray_and_pytensor() -> None:

@@ -13,7 +13,6 @@ from ivimbayes.protocol.precision import (
     posterior_sd,
     prior_sd_of,
     tabulate_precision,
-    value_slope,
     voxel_moments,
 )
 
@@ -45,7 +44,7 @@ def test_slope_of_values_is_that_of_differences(signal: str) -> None:
         (np.array(model.values(*(theta[0] + h * e))) - np.array(model.values(*(theta[0] - h * e)))) / (2 * h)
         for e in np.eye(P)
     ]
-    np.testing.assert_allclose(value_slope(theta, plan)[0], np.array(columns).T, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(model.value_slope(theta)[0], np.array(columns).T, rtol=1e-6, atol=1e-12)
 
 
 def test_bound_of_one_exponential_by_hand() -> None:
