@@ -16,7 +16,7 @@ from ivimbayes.models.signals import SIGNALS
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*hold perfusion, which the simplified model has")
 def test_every_signal_and_noise_covers_the_truth(capsys: pytest.CaptureFixture[str]) -> None:
-    """24 regions of each; of all together, 1 224 region values, an exact posterior leaves 93-97 % with p 0.002.
+    """24 regions of each; of all together, 1 368 region values, an exact posterior leaves 93-97 % with p 0.001.
 
     Parameters and voxels of a region miss together: by region, coverage of its voxels has a standard deviation
     of 0.12 where it was measured (bi-exponential with kurtosis). Of one signal, 72 regions, 3 standard deviations

@@ -2,4 +2,5 @@
 
 SIGNAL_NAMES = (
     "monoexponential", "kurtosis", "simplified", "biexponential", "biexponential_kurtosis", "triexponential",
+    "stretched",
 )  # fmt: skip

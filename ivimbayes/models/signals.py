@@ -93,6 +93,17 @@ def _kurtosis_limit(D: float, K: float) -> float:
     return 3 / (D * K)
 
 
+def _stretched_decay(b: Any, D: Any, alpha: Any, exp: Callable[[Any], Any] = np.exp) -> Any:
+    """Take the powers apart: at b = 0 the derivative of (b D)^alpha in D would be 0 times infinity."""
+    return exp(-(b**alpha * D**alpha))
+
+
+def _stretched_slopes(b: Any, weight: Any, decay: Any, D: Any, alpha: Any, turn: Any) -> tuple[Any, ...]:
+    power = b**alpha * D**alpha
+    part = -weight * decay * power
+    return part * alpha / D, part * np.log(b * D + (b == 0)) * turn
+
+
 def valid_product(bD: Any, K: Any) -> Any:
     """Product of b and D, held at 3 / K: beyond, the kurtosis would let the signal rise with b."""
     excess = bD * K / 3
@@ -107,7 +118,12 @@ KURTOSIS = Decay(
     limit=_kurtosis_limit, limit_text="3 / (D K)",
     start={"D": 0.5, "D_star": -1, "K": 2},  # slow D and large f can stand for a kurtosis
 )  # fmt: skip
-DECAYS = {decay.name: decay for decay in (EXPONENTIAL, KURTOSIS)}
+STRETCHED = Decay(
+    "stretched", "stretching", "exp(−(b·D)^alpha)", ("alpha",), _stretched_decay, _stretched_slopes,
+    claim="a stretched exponential describes the signals better",
+    low_b=50.0,  # the decay is steepest at b = 0
+)  # fmt: skip
+DECAYS = {decay.name: decay for decay in (EXPONENTIAL, KURTOSIS, STRETCHED)}
 
 
 # ---------------------------------------------------------------- models
@@ -295,6 +311,7 @@ SIGNALS: dict[str, Signal] = {
     "biexponential": Signal("bi-exponential IVIM", 1, False, EXPONENTIAL, "Le Bihan 1988"),
     "biexponential_kurtosis": Signal("bi-exponential IVIM with kurtosis", 1, False, KURTOSIS, "Lu 2012"),
     "triexponential": Signal("tri-exponential IVIM", 2, False, EXPONENTIAL, "Cercueil 2015", (SLOW_POOL,)),
+    "stretched": Signal("stretched exponential (DDC)", 0, False, STRETCHED, "Bennett 2003", (APPARENT,)),
 }
 
 
@@ -310,7 +327,7 @@ def predict(b: Any, S0: Any, *, signal: str = "biexponential", **values: Any) ->
     signal : str
         A name in `SIGNALS`.
     **values : array_like or DataArray
-        The signal's parameters, by name: ``f``, ``f_fast``, ``K`` (1), ``D``, ``D_star``,
+        The signal's parameters, by name: ``f``, ``f_fast``, ``K``, ``alpha`` (1), ``D``, ``D_star``,
         ``D_star_fast`` (mm²/s).
 
     Returns

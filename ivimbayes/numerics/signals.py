@@ -9,6 +9,7 @@ Measurements of n averages are multiplied by sqrt(n), and so are their curves, i
 have the noise of one image.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy as np
 from ivimbayes.models.parameters import LOGIT, PARAMETERS
 from ivimbayes.models.signals import DECAYS, Signal
 from ivimbayes.numerics.arithmetic import exponential, logistic
-from ivimbayes.numerics.jit import Cube, Matrix, allocating_jit, jit
+from ivimbayes.numerics.jit import Cube, Matrix, Vector, allocating_jit, jit
 
 KINDS = tuple(DECAYS)
-EXPONENTIAL, KURTOSIS = (KINDS.index(kind) for kind in ("exponential", "kurtosis"))
+EXPONENTIAL, KURTOSIS, STRETCHED = (KINDS.index(kind) for kind in ("exponential", "kurtosis", "stretched"))
 SHAPES = tuple(len(decay.shape) for decay in DECAYS.values())  # shape parameters of each kind: none, or one
 SHAPE_LOGITS = tuple(  # whether the link of that is the logit; else it is the logarithm
     any(PARAMETERS[name].link is LOGIT for name in decay.shape) for decay in DECAYS.values()
@@ -42,6 +43,8 @@ class Shape(NamedTuple):
     value : ndarray (parameter, lane)
         Shares (fraction over the fraction before), distances of the rates, the shape parameter of tissue.
     weight, rate : ndarray (C, lane)
+    ln_D : ndarray (lane,)
+        Logarithm of the rate of tissue.
     decay : ndarray (C, M, lane)
     y : ndarray (rate and step, lane)
     sums : ndarray (2 C + 1, lane)
@@ -50,6 +53,7 @@ class Shape(NamedTuple):
     value: Matrix
     weight: Matrix
     rate: Matrix
+    ln_D: Vector
     decay: Cube
     y: Matrix
     sums: Matrix
@@ -68,6 +72,7 @@ def make_shape(form, measurements, steps, lanes):
         np.empty((P, lanes)),
         np.empty((C, lanes)),
         np.empty((C, lanes)),
+        np.empty(lanes),
         np.empty((C, measurements, lanes)),
         np.empty((form.rates * steps, lanes)),
         np.empty((2 * C + 1, lanes)),
@@ -89,8 +94,21 @@ def kurtosis_slopes(b, D, K):
 
 
 @jit
+def stretched_decay(ln_v, alpha):
+    """Decay exp(-v^alpha), v = b D above 0."""
+    return exponential(-exponential(alpha * ln_v))
+
+
+@jit
+def stretched_slopes(b, D, ln_v, alpha):
+    """Differentiate ln decay in D, less the -b of an exponential, and in alpha; v = b D above 0."""
+    power = exponential(alpha * ln_v)
+    return b - alpha * power / D, -power * ln_v
+
+
+@jit
 def _values(form, theta, shape):
-    """Fill value, weight and rate."""
+    """Fill value, weight, rate and ln_D."""
     F, R, P, lanes = form.fractions, form.rates, shape.value.shape[0], theta.shape[1]
     value, weight, rate = shape.value, shape.weight, shape.rate
     logits = F + R if SHAPE_LOGITS[form.kind] else P
@@ -102,6 +120,8 @@ def _values(form, theta, shape):
         row, each = value[i], theta[i]
         for w in range(lanes):
             row[w] = logistic(each[w])
+    for w in range(lanes):
+        shape.ln_D[w] = theta[F, w]
     for w in range(lanes):
         weight[0, w] = 1.0
     for i in range(F):
@@ -124,7 +144,7 @@ def _values(form, theta, shape):
 @jit
 def _tissue_decays(kind, b, shape, bend, decay):
     """Fill the decays (measurement, lane) of tissue whose kind is not the exponential."""
-    D, lanes = shape.rate[0], bend.size
+    D, ln_D, lanes = shape.rate[0], shape.ln_D, shape.ln_D.size
     for k in range(b.size):
         bk, row = b[k], decay[k]
         if bk == 0.0:
@@ -133,6 +153,10 @@ def _tissue_decays(kind, b, shape, bend, decay):
         elif kind == KURTOSIS:
             for w in range(lanes):
                 row[w] = kurtosis_decay(bk, D[w], bend[w])
+        elif kind == STRETCHED:
+            ln_b = math.log(bk)
+            for w in range(lanes):
+                row[w] = stretched_decay(ln_b + ln_D[w], bend[w])
         else:
             for w in range(lanes):
                 row[w] = np.nan
@@ -207,11 +231,18 @@ def _tissue_slopes(kind, b, shape, bend, bar, root, decay, in_rate, in_bend):
     ``bar``, ``root`` and ``decay`` (lane,) are the adjoint of the weighted curve, the weight of its
     measurement and the decay. ``in_rate`` already has b times their product.
     """
-    D, lanes = shape.rate[0], bend.size
+    D, ln_D, lanes = shape.rate[0], shape.ln_D, shape.ln_D.size
     if kind == KURTOSIS:
         for w in range(lanes):
             each = bar[w] * root[w] * decay[w]
             added, turn = kurtosis_slopes(b, D[w], bend[w])
+            in_rate[w] -= added * each
+            in_bend[w] += turn * each
+    elif kind == STRETCHED:
+        ln_b = math.log(b)
+        for w in range(lanes):
+            each = bar[w] * root[w] * decay[w]
+            added, turn = stretched_slopes(b, D[w], ln_b + ln_D[w], bend[w])
             in_rate[w] -= added * each
             in_bend[w] += turn * each
     else:

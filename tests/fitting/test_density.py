@@ -32,6 +32,7 @@ CASES = [
 MORE = [
     ("student_t", "voxel", "monoexponential", "rician"),
     ("normal", "mean", "simplified", "student_t"),
+    ("normal", "voxel", "stretched", "gaussian"),
 ]
 
 

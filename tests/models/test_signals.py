@@ -11,7 +11,7 @@ from ivimbayes.models.parameters import LOG, LOGIT, PARAMETERS, Link
 from ivimbayes.models.signals import DECAYS, SIGNALS
 
 B = np.array([0.0, 10, 50, 200, 800])
-CENTRES = {"f": -2, "f_fast": 0.3, "D": -6.8, "D_star": -4, "D_star_fast": -2.5, "K": -0.3}
+CENTRES = {"f": -2, "f_fast": 0.3, "D": -6.8, "D_star": -4, "D_star_fast": -2.5, "K": -0.3, "alpha": 1.1}
 
 
 def thetas(name: str) -> np.ndarray:
@@ -46,17 +46,18 @@ def test_jacobian_matches_finite_differences(name: str) -> None:
 
 
 def test_equations_are_the_published_ones() -> None:
-    f, g, D, D1, D2, K, b = 0.2, 0.08, 1e-3, 20e-3, 0.3, 0.9, B
+    f, g, D, D1, D2, K, a, b = 0.2, 0.08, 1e-3, 20e-3, 0.3, 0.9, 0.7, B
     exp = np.exp
     expected = {
         "monoexponential": exp(-b * D),
         "kurtosis": exp(-b * D + b**2 * D**2 * K / 6),
+        "stretched": exp(-((b * D) ** a)),
         "simplified": (1 - f) * exp(-b * D) + f * (b == 0),
         "biexponential": f * exp(-b * D1) + (1 - f) * exp(-b * D),
         "biexponential_kurtosis": f * exp(-b * D1) + (1 - f) * exp(-b * D + b**2 * D**2 * K / 6),
         "triexponential": (f - g) * exp(-b * D1) + g * exp(-b * D2) + (1 - f) * exp(-b * D),
     }
-    values = {"f": f, "f_fast": g, "D": D, "D_star": D1, "D_star_fast": D2, "K": K}
+    values = {"f": f, "f_fast": g, "D": D, "D_star": D1, "D_star_fast": D2, "K": K, "alpha": a}
     assert set(expected) == set(SIGNALS)
     for name, curve in expected.items():
         mine = {p: values[p] for p in SIGNALS[name].parameters}
@@ -76,6 +77,7 @@ def test_models_agree_where_fractions_vanish() -> None:
     for name, rest in (("simplified", {}), ("biexponential", {"D_star": 0.02})):
         np.testing.assert_allclose(predict(B, 1.0, signal=name, f=1e-12, D=1e-3, **rest), mono, atol=1e-11)
     np.testing.assert_allclose(predict(B, 1.0, signal="kurtosis", D=1e-3, K=1e-12), mono, atol=1e-11)
+    np.testing.assert_allclose(predict(B, 1.0, signal="stretched", D=1e-3, alpha=1.0), mono, rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", SIGNALS)

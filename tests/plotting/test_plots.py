@@ -26,9 +26,9 @@ from ivimbayes.results.summary import summarize
 
 LABELS = {
     "f": "f", "f_fast": "f fast", "D": "D (10⁻³ mm²/s)", "D_star": "D* (10⁻³ mm²/s)",
-    "D_star_fast": "D* fast (10⁻³ mm²/s)", "K": "K", "sigma": "σ (signal units)",
+    "D_star_fast": "D* fast (10⁻³ mm²/s)", "K": "K", "alpha": "alpha", "sigma": "σ (signal units)",
 }  # fmt: skip
-VALUES = {"f": 0.2, "f_fast": 0.08, "D": 1.1e-3, "D_star": 20e-3, "D_star_fast": 0.2, "K": 0.8}
+VALUES = {"f": 0.2, "f_fast": 0.08, "D": 1.1e-3, "D_star": 20e-3, "D_star_fast": 0.2, "K": 0.8, "alpha": 0.75}
 B = np.array([0, 0, 10, 30, 80, 200, 400, 800.0])
 SIGMA = 2.0
 
@@ -238,7 +238,7 @@ def test_predictive_of_a_mean_curve() -> None:
 # regions
 
 
-@pytest.mark.parametrize("signal", ["biexponential", "triexponential", "kurtosis"])
+@pytest.mark.parametrize("signal", ["biexponential", "triexponential", "kurtosis", "stretched"])
 def test_regions_show_median_and_interval(signal: str) -> None:
     made = made_tree(signal)
     axes = ib.plot_regions(made)

@@ -35,6 +35,7 @@ def test_a_full_protocol_serves_every_model(signal: str) -> None:
         ((0, 1, 2, 100, 600), "biexponential", ("3 distinct b values", "4 are needed")),
         ((0, 0), "monoexponential", ("1 distinct b values", "2 are needed")),
         ((0, 500), "kurtosis", ("2 distinct", "3 are needed", "kurtosis")),
+        ((0, 500), "stretched", ("2 distinct", "3 are needed", "stretched")),
         ((0, 10, 20, 40, 800), "triexponential", ("5 distinct", "6 are needed", "triexponential")),
         ((0, 40, 80, 200, 300, 500, 800), "triexponential", ("2 b values between 0 and 100", "3 are needed", "biexponential")),
         ((100, 200, 400, 800), "biexponential", ("no low b value", "lowest 100", "b = 0")),
@@ -64,6 +65,7 @@ def test_selection_is_the_way_out(refused: Callable[..., str]) -> None:
             "kurtosis",
             "below 800 kurtosis hardly bends the signal, so K cannot be identified",
         ),
+        ((100, 200, 400, 800), "stretched", "lowest 100 .* so alpha cannot be told apart from S0"),
         (FULL, "simplified", "hold perfusion"),
     ],
 )
@@ -71,6 +73,12 @@ def test_what_will_rest_on_the_prior_is_said(b: tuple[float, ...], signal: str, 
     with pytest.warns(InputWarning, match=words):
         require_protocol(of(*b), signal)
     require_protocol(of(*b), signal, warn=False)
+
+
+def test_what_is_said_of_a_kurtosis_is_not_said_of_a_stretched_exponential() -> None:
+    found = check_protocol((0, 50, 100, 200, 300, 400), "stretched", "liver")
+    assert found.recommended
+    assert check_protocol((0, 100, 500, 2000, 5000), "stretched", "liver").minimum
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,10 @@ MONO, SIMPLE, BI, TRI = "monoexponential", "simplified", "biexponential", "triex
         ({"kurtosis": -300, BI: -301, MONO: -400}, ["no evidence of perfusion", "diffusion kurtosis describes", "kurtosis cannot be told from bi-exponential IVIM"], "better"),
         ({"biexponential_kurtosis": -300, BI: -350}, ["diffusion in tissue has a kurtosis: elpd difference 50"], "no sign"),
         ({BI: -300, "biexponential_kurtosis": -301}, ["no sign of kurtosis"], "has a"),
+        ({"stretched": -300, MONO: -350}, ["a stretched exponential describes the signals better: elpd difference 50"], "no sign"),
+        ({"stretched": -300, BI: -301, MONO: -400}, ["no evidence of perfusion", "the stretched exponential describes", "stretching cannot be told from bi-exponential IVIM"], "better"),
+        ({"stretched": -300, "kurtosis": -301, MONO: -400}, ["stretching cannot be told from diffusion kurtosis"], "no sign"),
+        ({MONO: -300, "stretched": -301, "kurtosis": -302}, ["no sign of kurtosis or stretching"], "cannot"),
     ],
 )  # fmt: skip
 def test_sentences(signals: dict[str, float], words: list[str], absent: str) -> None:
