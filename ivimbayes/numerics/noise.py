@@ -17,7 +17,8 @@ TOGETHER = 8  # factors whose logarithm is taken at once
 # ---------------------------------------------------------------- Gaussian noise, S0 integrated out
 #
 # S0 ~ Normal(m, tau²). Let G be the sum of the squared curve, gs that of curve times signal,
-# ratio = sigma² / tau² and total = G + ratio. Given the rest, S0 has the mean `S0_centre` and the variance sigma² / total.
+# ratio = sigma² / tau² and total = G + ratio. Given the rest, S0 has the mean `S0_centre` and the variance
+# sigma² / total.
 
 
 @jit
