@@ -1,5 +1,6 @@
 """Progress of a fit, a bar for each region, of maps, and of other counts, in a terminal or a notebook."""
 
+import math
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,7 +18,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ivimbayes.parallel import count_cores
+
 FEW = 20  # regions that have bars at a time
+SECONDS = 1.1  # to compile one function
+
+
+def compiling(what: str, count: int) -> str:
+    """Say that functions are compiled, and for how long."""
+    seconds = 5 * math.ceil(SECONDS * count / min(2, count_cores()) / 5)
+    return f"compiling {what}, once on a machine: {count} functions, about {seconds} s"
 
 
 def _console() -> Console:
@@ -73,6 +83,11 @@ class FitProgress(_Bars):
         self.progress.update(self.ids[region], stage=stage)
         if self.all is not None:
             self.progress.update(self.all, stage=f"{region}: {stage}")
+
+    def compile(self, region: str, count: int) -> None:
+        """Say that functions are compiled before any region is sampled; the region's clock shows the time."""
+        self.progress.start_task(self.ids[region])
+        self.stage(region, compiling("the density", count))
 
     def begin(self, region: str, total: int) -> None:
         """Start the bar of a region from zero."""

@@ -10,8 +10,9 @@ import ivimbayes
 PACKAGE = Path(ivimbayes.__file__).parent
 # From the ground up; wings on one line do not import each other.
 ORDER = (
-    {"errors", "progress"},
+    {"errors"},
     {"io", "parallel"},
+    {"progress"},
     {"models"},
     {"numerics"},
     {"simulation", "voxelwise"},

@@ -34,9 +34,15 @@ from ivimbayes.io.netcdf import check_netcdf, write_netcdf
 from ivimbayes.io.text import one_line
 from ivimbayes.models.correlation import correlations, covariance, pairs
 from ivimbayes.models.noise import NOISES, gaussian_logp
-from ivimbayes.models.population import add_second, draw_region_prior, draw_second_prior, draw_theta
+from ivimbayes.models.population import (
+    add_second,
+    draw_levels,
+    draw_region_prior,
+    draw_second_prior,
+    draw_theta,
+)
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
+from ivimbayes.models.spec import ModelSpec
 from ivimbayes.parallel import count_cores
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
@@ -323,8 +329,8 @@ def _draw_once(study: CalibrationRun, rng: np.random.Generator) -> tuple[dict[st
     averages = np.broadcast_to(study.protocol["averages"].values, (V, len(b)))
     hyper = draw_region_prior(spec.prior, 1, rng, spec.eta, spec.signal)
     mu, sd, correlation = (hyper[name][0] for name in ("mu", "sd", "correlation"))
-    sigma = abs(sigma_scale(averages) * rng.standard_normal())
-    S0_roi, S0_sd = S0_MEAN + S0_MEAN_SD * rng.standard_normal(), abs(S0_SD * rng.standard_normal())
+    levels = draw_levels(averages, 1, rng)
+    sigma, S0_roi, S0_sd = (float(levels[name][0]) for name in ("sigma", "S0_roi", "S0_sd"))
     theta = draw_theta(mu, covariance(sd, correlation), V, rng, spec.population, spec.nu)
     second = draw_second_prior(sd[None], rng) if spec.population == "mixture" else {}
     if second:
@@ -338,9 +344,8 @@ def _draw_once(study: CalibrationRun, rng: np.random.Generator) -> tuple[dict[st
         density = noise.logp(y, S0[:, None] * curve, np.full(V, sigma), averages).sum(axis=1)
     drawn = {
         "mu": mu[None], "sd": sd[None], "correlation": correlation[None], "theta": theta[None, :1],
-        "sigma": np.array([sigma]), "S0_roi": np.array([S0_roi]), "S0_sd": np.array([S0_sd]),
         "log_likelihood": np.array([density.sum()]),
-    } | second  # fmt: skip
+    } | levels | second  # fmt: skip
     return {name: float(value[0]) for name, value in _named(drawn, spec).items()}, y
 
 

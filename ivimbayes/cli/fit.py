@@ -42,13 +42,15 @@ def fit_command(
     posterior is not to be trusted.
     """
     from ivimbayes.fitting.fit import fit
+    from ivimbayes.maps.posterior import compile_maps_beside
 
     image.require_regions(dwi)
     options = model.keywords | sampling.keywords | {"cores": cores, "progress": not quiet}
     spec = model.spec
     scan = image.read(dwi, model.b_min, model.b_max, model.region or None)
-    with OutFolder(out, overwrite, CHECKPOINT) as folder:
+    with OutFolder(out, overwrite, CHECKPOINT) as folder, compile_maps_beside(spec, sampling.maps) as beside:
         tree = fit(scan, spec, checkpoint=folder.unfinished, load=False, **options)
+        beside.wait()
         made = map_regions(scan, tree, sampling.seed, cores, quiet) if sampling.maps else None
         verdicts = write_results(tree, folder, made, quiet=quiet)
     _finish(out, verdicts)
@@ -95,10 +97,13 @@ def demo_command(
     """
     from ivimbayes.fitting.fit import fit
     from ivimbayes.io.scans import read_scan, write_scan
+    from ivimbayes.maps.posterior import compile_maps_beside
+    from ivimbayes.models.spec import ModelSpec
     from ivimbayes.simulation.regions import phantom
 
     simulated, truth = phantom()
-    with OutFolder(out, overwrite, CHECKPOINT) as folder:
+    maps = sampling.maps
+    with OutFolder(out, overwrite, CHECKPOINT) as folder, compile_maps_beside(ModelSpec(), maps) as beside:
         dwi, labels = write_scan(simulated, folder.new / "phantom")
         scan = read_scan(dwi, rois=labels)
         tree = fit(
@@ -109,7 +114,8 @@ def demo_command(
             load=False,
             **sampling.keywords,
         )
-        made = map_regions(scan, tree, sampling.seed, cores, quiet) if sampling.maps else None
+        beside.wait()
+        made = map_regions(scan, tree, sampling.seed, cores, quiet) if maps else None
         verdicts = write_results(tree, folder, made, truth, quiet)
     _finish(out, verdicts)
 

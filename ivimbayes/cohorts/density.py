@@ -13,34 +13,18 @@ import numpy as np
 
 from ivimbayes.models.correlation import beta_shapes, correlation_cholesky
 from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.triangular import cholesky, forward_columns
 
 
 @jit
 def _factor(A, K):
-    """Lower Cholesky factor K of A, and the sum of the logarithms of its diagonal."""
+    """Lower Cholesky factor K of A, and the sum of the logarithms of its diagonal; NaN if there is none."""
     P, total = A.shape[0], 0.0
+    if not cholesky(A, P, K):
+        return math.nan
     for i in range(P):
-        for j in range(i + 1):
-            value = A[i, j]
-            for k in range(j):
-                value -= K[i, k] * K[j, k]
-            if i == j:
-                K[i, i] = math.sqrt(value) if value > 0.0 else math.nan
-                total += math.log(K[i, i])
-            else:
-                K[i, j] = value / K[j, j]
+        total += math.log(K[i, i])
     return total
-
-
-@jit
-def _solve(K, R):
-    """Replace the columns of R by K⁻¹ R, K a lower triangle."""
-    for c in range(R.shape[1]):
-        for i in range(R.shape[0]):
-            value = R[i, c]
-            for k in range(i):
-                value -= K[i, k] * R[k, c]
-            R[i, c] = value / K[i, i]
 
 
 @jit
@@ -57,7 +41,7 @@ def _without_e(omega, Lambda, eta, M, K, R, each, rest):
         M[i, i] += 1.0
         R[i, P] = omega[i] * eta[i]
     c = -_factor(M, K)
-    _solve(K, R)
+    forward_columns(K, R)
     for i in range(P):
         c += 0.5 * R[i, P] ** 2
         rest[i] = eta[i]
@@ -132,7 +116,7 @@ def collect_terms(F, omega, Lambda, eta, x, start, G, h):
                     value += F[k, i] * total[k, a]
                 moved[i, a] = value
         c -= _factor(M, K)
-        _solve(K, moved)
+        forward_columns(K, moved)
         for k in range(P):
             v = moved[k, Q]
             c += 0.5 * v * v

@@ -13,7 +13,7 @@ import numpy as np
 from ivimbayes.curves.density import Beliefs, Scratch, SigmaDraws, evaluate_curves, log_mass
 from ivimbayes.curves.modes import find_modes, fit_width, place
 from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.numerics.jit import Vector, jit, separate
+from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 from ivimbayes.numerics.steps import Acquisition
 from ivimbayes.voxelwise.points import Points
 from ivimbayes.voxelwise.proposals import (
@@ -240,23 +240,23 @@ def _summarise(count, total, smoothing, interval, beliefs, sigmas, row, work, sc
             cell[j] = min(max(cell[j], first), last)
 
 
-@jit
-def curve_posteriors(
-    merged,
-    square,
-    acquisition,
-    beliefs,
-    points,
-    more_points,
-    sigmas,
-    more_sigmas,
-    tail,
-    interval,
-    bandwidth,
-    work,
-    scratch,
-    out,
-):
+@separate()
+def all_curves(
+    merged: Matrix,
+    square: Vector,
+    acquisition: Acquisition,
+    beliefs: Beliefs,
+    points: Points,
+    more_points: Points,
+    sigmas: SigmaDraws,
+    more_sigmas: SigmaDraws,
+    tail: float,
+    interval: float,
+    bandwidth: float,
+    work: Work,
+    scratch: Scratch,
+    out: Matrix,
+) -> None:
     """Summarise the posterior of every curve, each with an S0 and a sigma of its own.
 
     Parameters
@@ -304,3 +304,39 @@ def curve_posteriors(
         row[K_HAT], row[EFFECTIVE] = k, effective
         if total > 0.0:
             _summarise(count, total, smoothing, interval, beliefs, used, row, work, scratch)
+
+
+@jit
+def curve_posteriors(
+    merged,
+    square,
+    acquisition,
+    beliefs,
+    points,
+    more_points,
+    sigmas,
+    more_sigmas,
+    tail,
+    interval,
+    bandwidth,
+    work,
+    scratch,
+    out,
+):
+    """Call `all_curves` from Python, without the interpreter's lock."""
+    all_curves(
+        merged,
+        square,
+        acquisition,
+        beliefs,
+        points,
+        more_points,
+        sigmas,
+        more_sigmas,
+        tail,
+        interval,
+        bandwidth,
+        work,
+        scratch,
+        out,
+    )

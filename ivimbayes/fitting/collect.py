@@ -14,13 +14,14 @@ from ivimbayes.models.correlation import correlations, covariance, pairs
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import (
     add_second,
+    draw_levels,
     draw_region_prior,
     draw_second_prior,
     draw_theta,
     second_probability,
 )
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
-from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec, sigma_scale
 
 PRIOR_DRAWS, PRIOR_PREDICTIVE_DRAWS, PREDICTIVE_DRAWS = 1000, 50, 100
 STATS = {
@@ -150,9 +151,11 @@ def _prior(
         drawn |= draw_second_prior(drawn["sd"], rng)
     P = drawn["mu"].shape[1]
     averages = voxels["averages"].values
-    sigma = np.abs(sigma_scale(averages) * rng.standard_normal(PRIOR_DRAWS))
-    S0_roi = S0_MEAN + (S0_MEAN_SD * rng.standard_normal(PRIOR_DRAWS) if pooled else np.zeros(PRIOR_DRAWS))
-    S0_sd = S0_SD * np.abs(rng.standard_normal(PRIOR_DRAWS)) if pooled else np.full(PRIOR_DRAWS, S0_MEAN_SD)
+    if pooled:
+        drawn |= draw_levels(averages, PRIOR_DRAWS, rng)
+    else:  # one curve: S0 itself is normal about the prior's mean
+        fixed = {"S0_roi": np.full(PRIOR_DRAWS, S0_MEAN), "S0_sd": np.full(PRIOR_DRAWS, S0_MEAN_SD)}
+        drawn |= {"sigma": np.abs(sigma_scale(averages) * rng.standard_normal(PRIOR_DRAWS))} | fixed
     if not pooled:
         drawn |= _no_spread(PRIOR_DRAWS, P)
     Sigma = covariance(drawn["sd"], drawn["correlation"]) if pooled else np.zeros((PRIOR_DRAWS, P, P))
@@ -162,9 +165,11 @@ def _prior(
         if mixed:
             theta = add_second(theta, drawn["second_share"][d], drawn["second_shift"][d], rng)
         curve = signal.curve(voxels["b"].values, *(v[:, None] for v in signal.values(*theta.T)))
-        S0 = S0_roi[d] + S0_sd[d] * rng.standard_normal(V)
-        predictive.append(NOISES[spec.noise].draw_signal(rng, curve, S0, np.full(V, sigma[d]), averages))
-    drawn |= {"sigma": scale * sigma, "S0_roi": scale * S0_roi, "S0_sd": scale * S0_sd}
+        S0 = drawn["S0_roi"][d] + drawn["S0_sd"][d] * rng.standard_normal(V)
+        predictive.append(
+            NOISES[spec.noise].draw_signal(rng, curve, S0, np.full(V, drawn["sigma"][d]), averages)
+        )
+    drawn |= {name: scale * drawn[name] for name in ("sigma", "S0_roi", "S0_sd")}
     return {k: v[None] for k, v in drawn.items()}, scale * np.stack(predictive)[None]
 
 

@@ -28,6 +28,7 @@ from ivimbayes.numerics.jit import (
     c_function,
     jit,
     load,
+    missing,
     separate,
 )
 from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
@@ -523,7 +524,6 @@ def _copy_callback(size, expanded, x, out, data):
 
 @cache
 def _callbacks() -> tuple[Any, Any]:
-    load(region_density)
     number = types.CPointer(types.float64)
     size, status, data = types.uint64, types.int64, types.voidptr
     return (
@@ -538,13 +538,21 @@ def callbacks(block: Array) -> tuple[Any, Any]:
     Each has an ``address``. They are compiled at the first call on a machine; later processes load them, if
     they could be kept. What the noise and the population of the region need is loaded too.
     """
-    kind = int(block[7])
-    return compile_density(NOISE_KINDS[kind] if kind < len(NOISE_KINDS) else "", bool(block[14]))
-
-
-def compile_density(noise: str, mixture: bool) -> tuple[Any, Any]:
-    """Compile or load the `callbacks` for a noise, and for a mixture of populations if asked."""
-    noises = {"gaussian": gaussian, "rician": rician, "student_t": student_t}
-    parts = [noises[noise]] if noise in noises else []
-    load(*parts, *([mix] if mixture else []))
+    load(*_parts(int(block[7]), bool(block[14])))
     return _callbacks()
+
+
+def missing_density(block: Array) -> int:
+    """Count the functions that `callbacks` would compile."""
+    return len(missing(*_parts(int(block[7]), bool(block[14]))))
+
+
+def _parts(noise: int, mixture: bool) -> list[Any]:
+    noises = {GAUSSIAN: gaussian, RICIAN: rician, STUDENT_T: student_t}
+    return [region_density, *([noises[noise]] if noise in noises else []), *([mix] if mixture else [])]
+
+
+def compile_density(noise: str, mixture: bool) -> None:
+    """Compile or load the `callbacks` for a noise, and for a mixture of populations if asked."""
+    load(*_parts(NOISE_KINDS.index(noise), mixture))
+    _callbacks()

@@ -18,18 +18,17 @@ from ivimbayes.fitting.density import (
 from ivimbayes.fitting.packing import GAUSSIAN, unpack
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
-from ivimbayes.numerics.jit import allocating_jit
+from ivimbayes.numerics.jit import Cube, Matrix, Vector, jit, load, separate
 from ivimbayes.numerics.signals import make_shape
 from ivimbayes.numerics.triangular import multiply
 
 
-@allocating_jit
-def _of_draws(x, block):
-    """Give theta with S0 (draw, voxel, latent); log-likelihood, mean and precision of S0, (draw, voxel)."""
+@separate(allocates=True)
+def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube) -> None:
+    """Fill in theta with S0 (draw, voxel, latent), and log-likelihood, mean and precision of S0 (3, ...)."""
     region = unpack(block)
     M, V, lanes = region.b.size, region.voxels, region.present.shape[1]
     Q = region.shift.shape[1]
-    out, by_voxel = np.empty((x.shape[0], V, Q)), np.zeros((3, x.shape[0], V))
     F, triples = np.empty((Q, Q, lanes)), np.empty((6, Q, lanes))
     inverse, a, u, z, theta, bar = triples[0], triples[1], triples[2], triples[3], triples[4], triples[5]
     shape = make_shape(region.form, M, region.steps.size, lanes)
@@ -60,7 +59,11 @@ def _of_draws(x, block):
                     by_voxel[2, n, start + w] = 1.0 / S0_variance + work[0, w] / variance
                 for i in range(Q):
                     out[n, start + w, i] = theta[i, w]
-    return out, by_voxel
+
+
+@jit
+def _of_draws(x, block, out, by_voxel):
+    latents_of_draws(x, block, out, by_voxel)
 
 
 def split_draws(x: Array, block: Array) -> dict[str, Array]:
@@ -85,7 +88,11 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     P, pooled, lead = int(block[3]), bool(block[11]), x.shape[:-1]
     marginal = int(block[7]) == GAUSSIAN
     callbacks(block)
-    latent, by_voxel = _of_draws(np.ascontiguousarray(x.reshape(-1, x.shape[-1])), block)
+    flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+    V, Q = int(block[2]), int(block[6])
+    latent, by_voxel = np.empty((len(flat), V, Q)), np.zeros((3, len(flat), V))
+    load(_of_draws)
+    _of_draws(flat, block, latent, by_voxel)
     log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)
     latent = latent.reshape(*lead, *latent.shape[1:])
     drawn = {

@@ -15,7 +15,7 @@ from ivimbayes.errors import InputError
 from ivimbayes.fitting.checkpoint import FinishedRegion, checkpoint_file, find_finished, region_key
 from ivimbayes.fitting.collect import collect_region, join_regions
 from ivimbayes.fitting.convergence import measure_chains
-from ivimbayes.fitting.density import callbacks
+from ivimbayes.fitting.density import callbacks, missing_density
 from ivimbayes.fitting.interruption import FitInterrupted, Interrupted, cut_chains, cut_regions
 from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, FitPlan, Settings, plan_fit
 from ivimbayes.fitting.sampler import SamplerPool, chain_options, retry_factor
@@ -218,7 +218,8 @@ def _sample_all(
         pending: dict[Future[Any], tuple[RegionTask, int, int]] = {}
         parts: dict[tuple[str, int], dict[int, Any]] = {}
         keys = {task.name: region_key(task, settings) for task in tasks}
-        bars.stage(tasks[0].name, "compiling, once on a machine")
+        if count := missing_density(tasks[0].block):
+            bars.compile(tasks[0].name, count)
         callbacks(tasks[0].block)
         waiting = deque[RegionTask]()
         for task in tasks:

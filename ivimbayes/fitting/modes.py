@@ -12,8 +12,10 @@ from scipy.special import i0e, i1e
 from ivimbayes.models.noise import NOISES, T_NU
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
+from ivimbayes.numerics.levenberg_marquardt import LONGEST, minimise
 
 MODE_STEPS = 60
+ENOUGH = 1e-5  # gain of twice the objective below which a search ends
 POPULATION_STEPS, POPULATION_MODE_STEPS = 40, 8
 LEAST_INFORMATION = 0.05  # of a magnitude in the noise, in that of a signal
 SPREAD_WEIGHT = 4.0  # pseudo-voxels that hold the spread near its prior scale while it is estimated
@@ -97,32 +99,18 @@ def voxel_modes(
     S0, square : ndarray (voxel,)
         Least-squares S0 and the weighted sum of squared residuals.
     """
-    root = np.sqrt(averages)
-    y, P = root * signal, np.linalg.inv(covariance)
+    root, inverse = np.sqrt(averages), np.linalg.inv(covariance)
+    y = root * signal
     theta = np.broadcast_to(mean, (len(y), len(mean))).copy() if start is None else start.copy()
-    damping = np.full(len(y), 1e-3)
-    current = _evaluate(y, root, b, theta, model)
-    objective = current[3] / sigma**2 + _quadratic(theta - mean, P)
-    for _ in range(steps):
-        S0, J, residual, _ = current
-        gradient = np.einsum("vpk,vk->vp", J, residual) / sigma**2 - (theta - mean) @ P
-        H = np.einsum("vpk,vqk->vpq", J, J) / sigma**2 + P
-        damped = H + damping[:, None, None] * np.eye(len(mean)) * np.diagonal(H, axis1=1, axis2=2)[:, None, :]
-        step = np.clip(np.linalg.solve(damped, gradient[..., None])[..., 0], -2, 2)
-        trial = _evaluate(y, root, b, theta + step, model)
-        value = trial[3] / sigma**2 + _quadratic(theta + step - mean, P)
-        better = value <= objective
-        gain = np.where(better, objective - value, np.inf)
-        theta = np.where(better[:, None], theta + step, theta)
-        objective = np.where(better, value, objective)
-        damping = np.clip(np.where(better, damping / 10, damping * 10), 1e-9, 1e9)
-        current = tuple(
-            np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            for new, old in zip(trial, current, strict=True)
-        )
-        if ((gain < 1e-5) | (damping >= 1e9)).all():
-            break
-    S0, J, _, square = current
+
+    def look(theta: np.ndarray) -> tuple[np.ndarray, ...]:
+        S0, J, residual, square = _evaluate(y, root, b, theta, model)
+        away = theta - mean
+        downhill = np.einsum("vpk,vk->vp", J, residual) / sigma**2 - away @ inverse
+        H = np.einsum("vpk,vqk->vpq", J, J) / sigma**2 + inverse
+        return square / sigma**2 + _quadratic(away, inverse), downhill, H, S0, J, square
+
+    theta, (_, _, _, S0, J, square) = minimise(look, theta, LONGEST, steps, ENOUGH)
     return theta, np.einsum("vpk,vqk->vpq", J, J) / sigma**2, S0, square
 
 

@@ -13,6 +13,7 @@ from ivimbayes.maps.populations import PopulationDraws
 from ivimbayes.maps.stores import MapStore
 from ivimbayes.parallel import count_cores
 from ivimbayes.progress import MapProgress
+from ivimbayes.voxelwise.posterior import load_kernel
 from ivimbayes.voxelwise.workspace import WIDTH
 
 SLAB_BYTES = 128_000_000  # of signals read at a time
@@ -20,8 +21,9 @@ ATTEMPTS = 3  # at a block on workers, before the run gives up
 Block = tuple[slice, slice, slice]
 
 
-def compile_kernel(noise: str) -> None:
-    """Compile the kernel, or load it, before threads ask for it."""
+def compile_kernel(noise: str, student: bool) -> None:
+    """Compile or load the kernel, before threads ask for it."""
+    load_kernel(noise == "rician", student)
     one, identity = np.ones(2), np.stack([np.eye(3)] * 2)
     small = PopulationDraws(
         ("",),

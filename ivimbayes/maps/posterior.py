@@ -19,9 +19,12 @@ from ivimbayes.maps.files import map_attrs
 from ivimbayes.maps.populations import find_populations
 from ivimbayes.maps.stores import MapStore, MemoryStore, ZarrStore
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.models.spec import ModelSpec
+from ivimbayes.numerics.jit import Beside
 from ivimbayes.parallel import connect
-from ivimbayes.progress import MapProgress
+from ivimbayes.progress import MapProgress, compiling
 from ivimbayes.results.stored import FitView
+from ivimbayes.voxelwise.posterior import missing_kernel
 from ivimbayes.voxelwise.status import MAPPED
 from ivimbayes.voxelwise.workspace import WIDTH
 
@@ -151,15 +154,27 @@ def posterior_maps(
         if todo and client is not None:
             run_on_workers(scan, labels, todo, task, sink, bar, client)
         elif todo:
-            bar.stage("compiling, once on a machine")
-            compile_kernel(noise)
+            student = any(p.nu > 0 for p in task.populations.values())
+            if count := len(missing_kernel(noise == "rician", student)):
+                bar.stage(compiling("the maps", count))
+            compile_kernel(noise, student)
             run_here(scan, labels, todo, task, sink, bar, cores)
     return _finish(sink, scan, task, attrs)
 
 
+def compile_maps_beside(spec: ModelSpec, wanted: bool = True) -> Beside:
+    """Begin to compile what maps of a fit need in a process beside this one, if maps are wanted."""
+    mapped = wanted and not why_model_not_mapped(spec)
+    return Beside(missing_kernel(spec.noise == "rician", spec.population == "student_t") if mapped else [])
+
+
 def why_not_mapped(fit: xr.DataTree | FitView, noise: str | None = None) -> str:
     """Say why a fit cannot be mapped, in words; empty where it can."""
-    spec = FitView.of(fit).spec
+    return why_model_not_mapped(FitView.of(fit).spec, noise)
+
+
+def why_model_not_mapped(spec: ModelSpec, noise: str | None = None) -> str:
+    """Say why fits of a model cannot be mapped; empty where they can."""
     if spec.population == "mixture":
         return "maps are of a normal or student_t population, the fit's is a mixture"
     if spec.signal != "biexponential":

@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 from ivimbayes.models.correlation import covariance, draw_correlation
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import SECOND_SHAPES, SECOND_SHIFT
+from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, sigma_scale
 
 
 def draw_region_prior(
@@ -31,6 +31,27 @@ def draw_region_prior(
     correlation = draw_correlation(eta, size, rng, P)
     region = {f"{p}_roi": v for p, v in zip(model.parameters, model.values(*mu.T), strict=True)}
     return {"mu": mu, "sd": sd, "correlation": correlation, **region}
+
+
+def draw_levels(averages: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw a region's noise and brightness from their priors.
+
+    Parameters
+    ----------
+    averages : ndarray (voxel, measurement)
+        Images averaged into each measurement.
+    size : int
+        Number of draws.
+
+    Returns
+    -------
+    dict
+        ``sigma``, and mean ``S0_roi`` and standard deviation ``S0_sd`` of S0 between voxels, of shape
+        (size,), over the scale of the region's signals.
+    """
+    sigma = np.abs(sigma_scale(averages) * rng.standard_normal(size))
+    S0_roi = S0_MEAN + S0_MEAN_SD * rng.standard_normal(size)
+    return {"sigma": sigma, "S0_roi": S0_roi, "S0_sd": S0_SD * np.abs(rng.standard_normal(size))}
 
 
 def draw_theta(

@@ -15,7 +15,8 @@ it again there: through five levels of calls, the same code is compiled five tim
 function once; its callers load its address when they run. The signature comes from the annotations (`int`,
 `float`, the array types below, or a NamedTuple of these). Such a function must be loaded before a caller
 runs: `load` finds all that a function needs, except those that are ``optional``, which the program loads when
-it knows that the data need them.
+it knows that the data need them. Each is
+compiled without the others, so `load` shares what is not kept yet between this process and one beside it.
 
 **A cache for all of them.** numba keeps machine code for each function and drops it when the function's own
 file changes. The code also contains what the function calls, and constants of other modules, so numba would
@@ -24,12 +25,15 @@ instead.
 """
 
 import ctypes
+import importlib
 import inspect
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pickle import UnpicklingError
 from threading import Lock
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_type_hints
 
 import llvmlite.binding as llvm
 import numba as nb
@@ -41,7 +45,8 @@ from numba.core.ccallback import CFunc
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
-from ivimbayes.io.digest import compiled_digest
+from ivimbayes.io.digest import PACKAGE, compiled_digest
+from ivimbayes.parallel import count_cores
 
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Vector = Annotated[_Numbers, types.float64[::1]]
@@ -49,6 +54,7 @@ Matrix = Annotated[_Numbers, types.float64[:, ::1]]
 Cube = Annotated[_Numbers, types.float64[:, :, ::1]]
 Cubes = Annotated[_Numbers, types.float64[:, :, :, ::1]]
 Flags = Annotated[np.ndarray, types.boolean[::1]]
+Integers = Annotated[np.ndarray, types.int64[::1]]
 Places = Annotated[np.ndarray, types.int32[::1]]
 
 
@@ -85,6 +91,7 @@ def can_keep() -> bool:
 
 KEEP = can_keep()
 OPTIONS = {"error_model": "numpy", "nogil": True}
+SHARED = 4  # functions to compile from which on a second process, whose start takes 2 s, is worth it
 
 
 def _decorator(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -143,6 +150,24 @@ class Separate:
         return self._compiled is not None
 
     @property
+    def kept(self) -> bool:
+        """Whether there is machine code of it from before."""
+        return KEEP and bool(PackageCache(self.function)._cache_file._load_index())
+
+    @property
+    def size(self) -> int:
+        """Length of the bytecode that is compiled with it, to share work by."""
+        seen: set[int] = set()
+
+        def measure(function: Callable[..., Any]) -> int:
+            seen.add(id(function))
+            names = (function.__globals__.get(name) for name in function.__code__.co_names)
+            inner = [item.py_func for item in names if item is not None and hasattr(item, "py_func")]
+            return len(function.__code__.co_code) + sum(measure(f) for f in inner if id(f) not in seen)
+
+        return measure(self.function)
+
+    @property
     def types(self) -> tuple[Any, tuple[Any, ...]]:
         """The numba types of result and arguments."""
         hints = get_type_hints(self.function, include_extras=True)
@@ -183,10 +208,12 @@ class Separate:
         typed.__module__, typed.__qualname__ = self.function.__module__, self.function.__qualname__
         call = intrinsic(typed)
         _separate[id(call)] = self
+        _by_symbol[self.symbol] = self
         return call
 
 
 _separate: dict[int, Separate] = {}
+_by_symbol: dict[str, Separate] = {}
 
 
 @ctypes.CFUNCTYPE(None)
@@ -271,8 +298,78 @@ def needed(function: Any) -> list[Separate]:
     return list(found.values())
 
 
-def load(*functions: Any) -> None:
-    """Compile or load what some functions need of the functions that are compiled apart."""
+class Beside:
+    """A process that compiles functions and keeps their machine code, while this one does other work.
+
+    Parameters
+    ----------
+    parts : sequence of Separate
+        What to compile. Nothing is started if there is nothing, or if compiled code cannot be kept.
+    """
+
+    def __init__(self, parts: Sequence[Separate]) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        if not (KEEP and parts):
+            return
+        code = "import sys; from ivimbayes.numerics.jit import compile_symbols; compile_symbols(sys.argv[1:])"
+        paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *(part.symbol for part in parts)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+
+    def wait(self) -> None:
+        """Wait for its end. What it did not keep, for whatever reason, is compiled here when it is loaded."""
+        if self.process is not None:
+            self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+def compile_symbols(symbols: Sequence[str]) -> None:
+    """Compile and keep functions that are compiled apart, by their symbols; run by `Beside`."""
+    for symbol in symbols:
+        importlib.import_module(symbol.rpartition(".")[0])
+        _by_symbol[symbol].load()
+
+
+def missing(*functions: Any) -> list[Separate]:
+    """Functions compiled apart that some functions need and that are not kept, largest first."""
+    parts = {part.symbol: part for function in functions for part in needed(function)}
+    found = [part for part in parts.values() if not (part.loaded or part.kept)]
+    return sorted(found, key=lambda part: -part.size)
+
+
+def load(*functions: Any, alone: bool = False) -> None:
+    """Load what functions need of those that are compiled apart, after compiling what is not kept.
+
+    Parameters
+    ----------
+    *functions : callable
+        Compiled functions.
+    alone : bool
+        Compile all in this process, since another one is compiling beside it.
+    """
+    absent = missing(*functions)
+    theirs: list[Separate] = []
+    if not alone and len(absent) >= SHARED and count_cores() > 1:
+        shares: tuple[list[Separate], list[Separate]] = ([], [])
+        for part in absent:
+            min(shares, key=lambda share: sum(p.size for p in share)).append(part)
+        absent, theirs = shares
+    with Beside(theirs) as beside:
+        for part in absent:
+            part.load()
+        beside.wait()
     for function in functions:
         for part in needed(function):
             part.load()

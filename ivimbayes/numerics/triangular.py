@@ -41,6 +41,17 @@ def forward(L, P, x):
 
 
 @jit
+def forward_columns(L, X):
+    """Replace the columns of the matrix X by ``L⁻¹ X``."""
+    for c in range(X.shape[1]):
+        for i in range(X.shape[0]):
+            value = X[i, c]
+            for k in range(i):
+                value -= L[i, k] * X[k, c]
+            X[i, c] = value / L[i, i]
+
+
+@jit
 def backward(L, P, x):
     """Replace the vector x by ``L⁻ᵀ x``."""
     for i in range(P - 1, -1, -1):

@@ -9,12 +9,24 @@ uncertainty enters. The draws lie on the last axis of every array, so that loops
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import logarithms
 from ivimbayes.numerics.biexponential import GG, GY, from_theta, theta_sums
-from ivimbayes.numerics.jit import Vector, jit, load, separate
+from ivimbayes.numerics.jit import (
+    Cube,
+    Flags,
+    Integers,
+    Matrix,
+    Separate,
+    Vector,
+    jit,
+    load,
+    missing,
+    separate,
+)
 from ivimbayes.numerics.steps import Acquisition
 from ivimbayes.voxelwise.averages import log_means, mean_weights, over_draws
 from ivimbayes.voxelwise.density import add_student_population, evaluate_mono, rician_draws
@@ -147,36 +159,27 @@ def log_odds(
     return -(top + math.log(total / WIDTH))
 
 
-def load_kernel(rician: bool, student: bool) -> None:
-    """Compile or load what `voxel_posteriors` needs, for Rician noise and a Student-t population if asked."""
-    load(voxel_posteriors)
-    if rician:
-        load(rician_draws, rician_fit)
-    if student:
-        load(add_student_population)
-
-
-@jit
-def voxel_posteriors(
-    merged,
-    raw,
-    square,
-    identity,
-    was_fitted,
-    acquisition,
-    draws,
-    some_draws,
-    more_draws,
-    points,
-    more_points,
-    mono_points,
-    interval,
-    bandwidth,
-    seed,
-    work,
-    out,
-    kept,
-):
+@separate()
+def map_voxels(
+    merged: Matrix,
+    raw: Matrix,
+    square: Vector,
+    identity: Integers,
+    was_fitted: Flags,
+    acquisition: Acquisition,
+    draws: PopulationBlock,
+    some_draws: PopulationBlock,
+    more_draws: PopulationBlock,
+    points: Points,
+    more_points: Points,
+    mono_points: Points,
+    interval: float,
+    bandwidth: float,
+    seed: int,
+    work: Work,
+    out: Matrix,
+    kept: Cube,
+) -> None:
     """Summarise the posterior of every voxel.
 
     Parameters
@@ -231,3 +234,65 @@ def voxel_posteriors(
         row[EVIDENCE] = log_odds(
             evidence, signal, raw[v], yy, fitted, acquisition, draws, some_draws, mono_points, work
         )
+
+
+@jit
+def voxel_posteriors(
+    merged,
+    raw,
+    square,
+    identity,
+    was_fitted,
+    acquisition,
+    draws,
+    some_draws,
+    more_draws,
+    points,
+    more_points,
+    mono_points,
+    interval,
+    bandwidth,
+    seed,
+    work,
+    out,
+    kept,
+):
+    """Call `map_voxels` from Python, without the interpreter's lock."""
+    map_voxels(
+        merged,
+        raw,
+        square,
+        identity,
+        was_fitted,
+        acquisition,
+        draws,
+        some_draws,
+        more_draws,
+        points,
+        more_points,
+        mono_points,
+        interval,
+        bandwidth,
+        seed,
+        work,
+        out,
+        kept,
+    )
+
+
+def _parts(rician: bool, student: bool) -> list[Any]:
+    return [
+        voxel_posteriors,
+        *([rician_draws, rician_fit] if rician else []),
+        *([add_student_population] if student else []),
+    ]
+
+
+def load_kernel(rician: bool, student: bool, alone: bool = False) -> None:
+    """Compile or load what `voxel_posteriors` needs, for Rician noise and a Student-t population if asked."""
+    load(*_parts(rician, student), alone=alone)
+
+
+def missing_kernel(rician: bool, student: bool) -> list[Separate]:
+    """Find what `load_kernel` would compile."""
+    return missing(*_parts(rician, student))

@@ -250,13 +250,13 @@ ARRAYS_RETURNED = """
 import sys
 from numba.core.dispatcher import Dispatcher
 from numba.core.types import Array, BaseTuple
-from ivimbayes.density import callbacks
-from ivimbayes.running import compile_kernel
+from ivimbayes.fitting.density import compile_density
+from ivimbayes.maps.execution import compile_kernel
 
 def has_array(of):
     return isinstance(of, Array) or isinstance(of, BaseTuple) and any(map(has_array, of))
 
-compile_kernel("gaussian"), callbacks()
+compile_kernel("gaussian", False), compile_density("gaussian", False)
 modules = [m for name, m in sys.modules.items() if name.startswith("ivimbayes.")]
 found = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}
 for counts in (False, True):
