@@ -255,7 +255,7 @@ def _sample_all(
             if checkpoint is not None:
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
                 path = checkpoint_file(checkpoint, task)
-                write_tree(tree, path)
+                write_tree(tree, path, hasty=True)
             results[task.name] = FinishedRegion(tree if load else None, path, keys[task.name])
             del parts[task.name, attempt], chains, drawn, tree  # only now: an interruption finds them
             bars.done(task.name)

@@ -19,7 +19,7 @@ from ivimbayes.io.text import one_line
 MANTISSA_BITS, PIECE = 12, 1 << 24  # bits kept, and bytes written at a time
 os.umask(UMASK)
 RATIO, DRAWS_RATIO, DEEPEST = 1100, 100, 2  # of compression, at most; of draws; depth of groups
-COMPRESSION = {"zlib": True, "complevel": 4, "shuffle": True}
+COMPRESSION: dict[str, Any] = {"zlib": True, "complevel": 4, "shuffle": True}
 
 
 def shorten(values: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def shorten(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), rounded, values).astype(np.float32)
 
 
-def write_tree(tree: xr.DataTree, path: str | Path) -> None:
+def write_tree(tree: xr.DataTree, path: str | Path, *, hasty: bool = False) -> None:
     """Write a DataTree as netCDF, compressed.
 
     Parameters
@@ -43,6 +43,8 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> None:
         Groups of arrays; attributes are strings or numbers.
     path : path
         File to write; an older one is replaced in one step.
+    hasty : bool
+        Compress less, for a file that is soon read and removed.
 
     Examples
     --------
@@ -53,13 +55,14 @@ def write_tree(tree: xr.DataTree, path: str | Path) -> None:
     ...     read_tree(f"{folder}/posterior.nc").identical(tree)
     True
     """
-    _write(tree_bytes(tree), path)
+    _write(tree_bytes(tree, level=1 if hasty else COMPRESSION["complevel"]), path)
 
 
 def tree_bytes(
     tree: xr.DataTree,
     encoding: Mapping[str, Mapping[str, Any]] | None = None,
     unlimited: Mapping[str, Any] | None = None,
+    level: int = COMPRESSION["complevel"],
 ) -> memoryview:
     """Bytes of a compressed netCDF file of a tree.
 
@@ -71,6 +74,8 @@ def tree_bytes(
         By group and variable, what is to be added to the compression.
     unlimited : mapping, optional
         By group, dimensions that can grow.
+    level : int
+        Of the compression, 1 to 9.
     """
     stored: dict[str, dict[str, dict[str, Any]]] = {}
     for node in tree.subtree:
@@ -78,7 +83,7 @@ def tree_bytes(
             stored[node.path] = {str(k): dict(v) for k, v in (encoding or {}).get(node.path, {}).items()}
             for name, variable in node.to_dataset(inherit=False).data_vars.items():
                 if variable.ndim and variable.dtype.kind in "fiub":
-                    stored[node.path].setdefault(str(name), {}).update(COMPRESSION)
+                    stored[node.path].setdefault(str(name), {}).update(COMPRESSION | {"complevel": level})
     with _alone():
         return tree.to_netcdf(engine="h5netcdf", encoding=stored, unlimited_dims=unlimited)
 
