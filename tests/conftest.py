@@ -15,12 +15,25 @@ import xarray as xr
 from ivimbayes import fit, phantom
 from ivimbayes.cli import main as cli
 from ivimbayes.errors import InputError
+from ivimbayes.fitting.density import compile_density
+from ivimbayes.numerics.jit import Beside
+from ivimbayes.voxelwise.posterior import missing_kernel
 
 Command = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).parents[1]
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
 SHORT = {"draws": 200, "tune": 200, "chains": 2, "voxels_per_roi": 20, "progress": False}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile what most tests need before workers start, who would each compile it."""
+    if not getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+        return
+    with Beside(missing_kernel(True, True)) as maps:
+        for noise in ("gaussian", "rician", "student_t"):
+            compile_density(noise, True)
+        maps.wait()
 
 
 @pytest.fixture(scope="session")

@@ -552,7 +552,7 @@ def _parts(noise: int, mixture: bool) -> list[Any]:
     return [region_density, *([noises[noise]] if noise in noises else []), *([mix] if mixture else [])]
 
 
-def compile_density(noise: str, mixture: bool) -> None:
+def compile_density(noise: str, mixture: bool) -> tuple[Any, Any]:
     """Compile or load the `callbacks` for a noise, and for a mixture of populations if asked."""
     load(*_parts(NOISE_KINDS.index(noise), mixture))
-    _callbacks()
+    return _callbacks()

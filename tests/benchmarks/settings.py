@@ -22,7 +22,7 @@ import xarray as xr
 from population import TISSUES, B
 
 from ivimbayes import ModelSpec, choose_voxels, read_scan, simulate, tissue_prior
-from ivimbayes.fitting.density import callbacks
+from ivimbayes.fitting.density import compile_density
 from ivimbayes.fitting.draws import split_draws
 from ivimbayes.fitting.fit import prepare_regions
 from ivimbayes.fitting.modes import PopulationMode, voxel_modes
@@ -126,7 +126,7 @@ def measure(task: RegionTask, **options: object) -> tuple[float, float, int, flo
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    callbacks()
+    compile_density("gaussian", False)
     tasks = regions()
     alternatives = {
         "as it is, acceptance 0.85": ({"target_accept": TARGET_ACCEPT}, None),
