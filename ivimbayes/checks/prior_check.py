@@ -15,6 +15,7 @@ from ivimbayes.models.population import add_second, draw_region_prior, draw_seco
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
 from ivimbayes.models.spec import ModelSpec, region_priors
+from ivimbayes.numerics.steps import distinct_b, sum_by_b
 
 DRAWS, LEAST_DRAWS = 4000, 100
 QUANTILES = (0.025, 0.5, 0.975)
@@ -89,7 +90,7 @@ def prior_check(
         raise InputError(f"seed {seed}; give 0 or more")
     chosen = choose_voxels(scan, voxels_per_roi=voxels_per_roi, downsample=downsample, level=level, seed=seed)
     assigned = region_priors(list(chosen), spec, tissue, priors)
-    b = np.unique(scan["b"].values)
+    b, _ = distinct_b(scan["b"].values)
     found = []
     for name, voxels in chosen.items():
         rng = np.random.default_rng([seed, int(voxels.attrs["label"]), 2])
@@ -139,8 +140,8 @@ class _Expected(NamedTuple):
 
 def _measured(voxels: xr.Dataset, b: np.ndarray, source: str) -> _Measured:
     weight, signal = voxels["averages"].values, voxels["signal"].values
-    into = (voxels["b"].values[:, None] == b).astype(float)  # measurement to b value
-    mean = (weight * signal) @ into / (weight @ into)
+    _, place = distinct_b(voxels["b"].values)
+    mean = sum_by_b(weight * signal, place, len(b)) / sum_by_b(weight, place, len(b))
     mean = mean[mean[:, 0] > 0]
     if not len(mean):
         raise InputError(

@@ -25,7 +25,7 @@ from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Cube, Cubes, Matrix, Vector, allocating_jit
 from ivimbayes.numerics.noise import NOISE_KINDS
 from ivimbayes.numerics.signals import Form, form_of
-from ivimbayes.numerics.steps import B_DIGITS, step_table
+from ivimbayes.numerics.steps import B_DIGITS, distinct_b, step_table, sum_by_b
 
 BLOCK = 128  # at most; a multiple of 4
 
@@ -159,11 +159,10 @@ def _sorted(data: Mapping[str, Array], merge: bool) -> tuple[Array, Array, Array
     if not merge:
         order = np.argsort(data["b"], kind="stable")
         return data["b"].round(B_DIGITS)[order], y[:, order], n[:, order], np.zeros(len(y))
-    b, where = np.unique(data["b"].round(B_DIGITS), return_inverse=True)
-    into = (where[:, None] == np.arange(len(b))).astype(float)  # measurement to b value
-    weight = n @ into
-    mean = (n * y) @ into / weight
-    return b, mean, weight, (n * (y - mean[:, where]) ** 2).sum(axis=1)
+    b, place = distinct_b(data["b"])
+    weight = sum_by_b(n, place, len(b))
+    mean = sum_by_b(n * y, place, len(b)) / weight
+    return b, mean, weight, (n * (y - mean[:, place]) ** 2).sum(axis=1)
 
 
 def noise_constant(noise: str, signal: Array, averages: Array) -> Array:

@@ -12,12 +12,15 @@ from scipy.stats import norm, qmc
 from ivimbayes.errors import InputError
 from ivimbayes.models.priors import TissuePrior, tissue_prior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS, Array, Signal
+from ivimbayes.numerics.levenberg_marquardt import minimise
+from ivimbayes.numerics.steps import distinct_b, sum_by_b
 from ivimbayes.protocol.check import check_values
 from ivimbayes.voxelwise.points import NU, make_points
 
 VOXELS, POINTS = 1024, 1024  # simulated voxels; weighted points of each posterior, a quarter from the prior
 FROM_PRIOR, WIDER, TAILS = 0.25, 1.2, 1.6  # their share; how much wider the proposals are than mode and prior
 STEPS, BLOCK = 30, 128  # of the search for modes; voxels at a time
+ENOUGH = 1e-3  # gain of the objective below which a search ends
 PRIOR_POINTS = 1 << 15
 UNKNOWN = 1e-11  # eigenvalue of a scaled information matrix below which a direction is not identified
 
@@ -212,8 +215,8 @@ def posterior_sd(
 
     The same `seed` gives the same voxels and the same noise at the m-th distinct b value.
     """
-    distinct, place = np.unique(b, return_inverse=True)
-    weight = np.bincount(place, weight)
+    distinct, place = distinct_b(b)
+    weight = sum_by_b(weight, place, len(distinct))
     P, M = len(plan.centre), len(distinct)
     u = qmc.Sobol(P + M, seed=np.random.default_rng([seed, 7])).random(draws)
     z = norm.ppf(np.clip(u, 1e-12, 1 - 1e-12))
@@ -281,11 +284,10 @@ def _normal_points(dims: int, count: int) -> Array:
 
 
 def find_modes(signal: Array, b: Array, weight: Array, plan: Scenario, start: Array) -> tuple[Array, Array]:
-    """Find modes of voxels' posteriors by Levenberg-Marquardt: theta, and its covariance there."""
-    theta, S0 = start.copy(), (signal * weight).sum(axis=1) / weight.sum()
-    inverse = 1 / plan.width**2
+    """Find modes of voxels' posteriors: theta, and its covariance there."""
+    inverse, P = 1 / plan.width**2, start.shape[1]
 
-    def look(theta: Array) -> tuple[Array, Array, Array, Array]:
+    def look(theta: Array) -> tuple[Array, ...]:
         curve, slope = plan.model.jacobian(b, theta)
         G = curve**2 @ weight
         S0 = np.einsum("vm,vm->v", curve, weight * signal) / G
@@ -294,30 +296,14 @@ def find_modes(signal: Array, b: Array, weight: Array, plan: Scenario, start: Ar
         value = 0.5 * (rest**2 @ weight) / plan.sigma**2 + 0.5 * (away**2 @ inverse)
         full = np.concatenate([S0[:, None, None] * slope, curve[:, None]], axis=1)
         scaled = full * (weight / plan.sigma**2)
-        A = scaled @ np.swapaxes(full, 1, 2)
+        H = scaled @ np.swapaxes(full, 1, 2)
         downhill = np.einsum("vpm,vm->vp", scaled, rest)
-        P = theta.shape[1]
-        A[:, range(P), range(P)] += inverse
+        H[:, range(P), range(P)] += inverse
         downhill[:, :P] -= inverse * away
-        return value, A, downhill, S0
+        return value, downhill, H
 
-    value, A, downhill, S0 = look(theta)
-    damping = np.full(len(theta), 1e-3)
-    for _ in range(STEPS):
-        damped = A * (1 + damping[:, None, None] * np.eye(A.shape[1]))
-        step = np.linalg.solve(damped, downhill[..., None])[:, :-1, 0]
-        trial = theta + np.clip(step, -2 * plan.width, 2 * plan.width)
-        found = look(trial)
-        better = found[0] <= value
-        theta[better] = trial[better]
-        gain = np.where(better, value - found[0], 0.0)
-        for old, new in zip((value, A, downhill, S0), found, strict=True):
-            old[better] = new[better]
-        damping = np.where(better, damping / 10, damping * 10)
-        if (better & (gain < 1e-3)).all():
-            break
-    P = theta.shape[1]
-    return theta, np.linalg.inv(A)[:, :P, :P]
+    theta, (_, _, H) = minimise(look, start.copy(), 2 * plan.width, STEPS, ENOUGH)
+    return theta, np.linalg.inv(H)[:, :P, :P]
 
 
 def tabulate_precision(found: xr.Dataset) -> pd.DataFrame:
