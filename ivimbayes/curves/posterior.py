@@ -25,7 +25,7 @@ from ivimbayes.voxelwise.proposals import (
     spread,
     spread_parts,
 )
-from ivimbayes.voxelwise.summaries import describe
+from ivimbayes.voxelwise.summaries import FINER, describe
 from ivimbayes.voxelwise.weights import Weights, finish_weights, moments, normalise, spread_error
 from ivimbayes.voxelwise.workspace import WIDTH, Work
 
@@ -297,7 +297,7 @@ def all_curves(
             )
         good = k <= ENOUGH_K and effective >= ENOUGH * count
         if not (good and _tail_error(count, total, work) <= tail):
-            count, used, smoothing = more_points.log_q.size, more_sigmas, 0.6 * bandwidth
+            count, used, smoothing = more_points.log_q.size, more_sigmas, FINER * bandwidth
             _, total, effective, k = wide_pass(
                 n, tail, signal, yy, acquisition, beliefs, more_sigmas, more_points, work, scratch
             )

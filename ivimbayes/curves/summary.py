@@ -16,12 +16,13 @@ from ivimbayes.numerics.steps import make_acquisition, sum_by_b
 from ivimbayes.parallel import count_cores
 from ivimbayes.voxelwise.points import make_points
 from ivimbayes.voxelwise.status import MAPPED, STATUS
+from ivimbayes.voxelwise.summaries import BANDWIDTH
 from ivimbayes.voxelwise.workspace import make_work
 
 DRAWS, MORE_FACTOR, TAIL = 512, 4, 0.25
 FAST = 1e3  # mm²/s: an upper bound of D and D* where there is none
 QUIET = 1e-4  # of S0: noise below this is ruled out, or signals without noise would have no posterior
-BANDWIDTH, CHUNK = 0.6, 1024
+CHUNK = 1024
 K_FAILED, K_DOUBTFUL, FEW_DRAWS = 1.0, 0.7, 100
 
 

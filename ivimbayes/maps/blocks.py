@@ -24,7 +24,8 @@ from ivimbayes.voxelwise.posterior import (
     load_kernel,
     voxel_posteriors,
 )
-from ivimbayes.voxelwise.status import BANDWIDTH, FEW_DRAWS, K_DOUBTFUL, K_FAILED, MAPPED, STATUS
+from ivimbayes.voxelwise.status import FEW_DRAWS, K_DOUBTFUL, K_FAILED, MAPPED, STATUS
+from ivimbayes.voxelwise.summaries import BANDWIDTH
 from ivimbayes.voxelwise.workspace import WIDTH, make_work
 
 ROBUST_FACTOR, MONO_DRAWS = 8, 64

@@ -31,6 +31,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pickle import UnpicklingError
 from threading import Lock
 from typing import Annotated, Any, Self, get_args, get_type_hints
@@ -122,7 +123,8 @@ def c_function(function: Callable[..., Any], kind: Any, arguments: tuple[Any, ..
 
 # ---------------------------------------------------------------- functions that are compiled apart
 
-_lock = Lock()
+_lock, _loading = Lock(), Lock()
+PATIENCE = 600.0  # seconds that a process beside this one may take
 
 
 class Separate:
@@ -309,22 +311,25 @@ class Beside:
 
     def __init__(self, parts: Sequence[Separate]) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        if not (KEEP and parts):
+        if not (KEEP and parts and sys.executable) or getattr(sys, "frozen", False):
             return
-        code = "import sys; from ivimbayes.numerics.jit import compile_symbols; compile_symbols(sys.argv[1:])"
-        paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *(part.symbol for part in parts)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        code = (
+            f"import sys; sys.path.append({str(PACKAGE.parent)!r}); "
+            "from ivimbayes.numerics.jit import compile_symbols; compile_symbols(sys.argv[1:])"
         )
+        with suppress(OSError, ValueError):  # no process to be had: all is compiled here
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code, *(part.symbol for part in parts)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
 
     def wait(self) -> None:
         """Wait for its end. What it did not keep, for whatever reason, is compiled here when it is loaded."""
         if self.process is not None:
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -359,17 +364,18 @@ def load(*functions: Any, alone: bool = False) -> None:
     alone : bool
         Compile all in this process, since another one is compiling beside it.
     """
-    absent = missing(*functions)
-    theirs: list[Separate] = []
-    if not alone and len(absent) >= SHARED and count_cores() > 1:
-        shares: tuple[list[Separate], list[Separate]] = ([], [])
-        for part in absent:
-            min(shares, key=lambda share: sum(p.size for p in share)).append(part)
-        absent, theirs = shares
-    with Beside(theirs) as beside:
-        for part in absent:
-            part.load()
-        beside.wait()
-    for function in functions:
-        for part in needed(function):
-            part.load()
+    with _loading:  # threads that need the same wait for it
+        absent = missing(*functions)
+        theirs: list[Separate] = []
+        if not alone and len(absent) >= SHARED and count_cores() > 1:
+            shares: tuple[list[Separate], list[Separate]] = ([], [])
+            for part in absent:
+                min(shares, key=lambda share: sum(p.size for p in share)).append(part)
+            absent, theirs = shares
+        with Beside(theirs) as beside:
+            for part in absent:
+                part.load()
+            beside.wait()
+        for function in functions:
+            for part in needed(function):
+                part.load()

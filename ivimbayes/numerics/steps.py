@@ -38,7 +38,7 @@ class Acquisition(NamedTuple):
 def make_acquisition(b: Array, averages: Array) -> Acquisition:
     """Sort and merge the b values of a scan, shape (K,)."""
     distinct, place = distinct_b(b)
-    averages = np.asarray(averages, float)
+    averages = np.array(averages, float)  # a copy: compiled code takes contiguous arrays that it may write to
     step, steps = step_table(distinct)
     weight = np.bincount(place, averages)
     return Acquisition(distinct, weight, step, np.ascontiguousarray(steps), place.astype(float), averages)

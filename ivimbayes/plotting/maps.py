@@ -7,7 +7,7 @@ import xarray as xr
 
 from ivimbayes.errors import InputError
 from ivimbayes.models.signals import PARAMETERS
-from ivimbayes.plotting.style import ORANGE, label_of, many_axes, unit_of
+from ivimbayes.plotting.style import MAP_COLOURS, ORANGE, label_of, many_axes, unit_of
 from ivimbayes.voxelwise.status import MAPPED, SPACE, STATUS
 
 SHOWN = (STATUS["ok"], STATUS["doubtful"])
@@ -71,8 +71,9 @@ def plot_maps(
     label = PARAMETERS[parameter].label
     unit = " (%)" if relative else f" ({unit_of(parameter)})" if unit_of(parameter) else ""
     panels = (
-        ("posterior mean", scale * mean, np.clip(contraction, 0, 1), "viridis", label_of(parameter)),
-        ("uncertainty", (1 if relative else scale) * width, np.ones(mean.shape), "plasma",
+        ("posterior mean", scale * mean, np.clip(contraction, 0, 1), MAP_COLOURS["mean"],
+         label_of(parameter)),
+        ("uncertainty", (1 if relative else scale) * width, np.ones(mean.shape), MAP_COLOURS["interval"],
          f"{label}, half the {probability:g} % interval{unit}"),
     )  # fmt: skip
     steps = np.linalg.norm(np.asarray(maps["affine"].values, float)[:3, :2], axis=0)
@@ -139,7 +140,7 @@ def _draw(
     if behind is not None:
         finite = behind[np.isfinite(behind)]
         top = np.quantile(finite, 0.99) if finite.size else 1.0
-        ax.imshow(behind, cmap="gray", vmin=0, vmax=top, **options)
+        ax.imshow(behind, cmap=MAP_COLOURS["underlay"], vmin=0, vmax=top, **options)
     seen = values[(alpha > 0) & np.isfinite(values)]
     seen = seen if seen.size else values[np.isfinite(values)]
     low, high = np.quantile(seen, RANGE)

@@ -24,6 +24,14 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = (
 )  # Okabe and Ito, colour-blind safe
 SKY, AMBER = "#56B4E9", "#E69F00"
 CHAINS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
+# Colour maps of the maps, in figures and in the report.
+MAP_COLOURS = {
+    "mean": "viridis",
+    "interval": "plasma",
+    "sd": "magma",
+    "probability": "cividis",
+    "underlay": "gray",
+}
 UNITS = {"1": "", "1e-3 mm2/s": "10⁻³ mm²/s"}
 FEW_TICKS = 6.0  # upper end over lower of a logarithmic axis
 LONGEST = 32  # characters of a label

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ivimbayes.errors import InputError
 from ivimbayes.models.signals import PARAMETERS
+from ivimbayes.plotting.style import MAP_COLOURS
 from ivimbayes.voxelwise.status import STATUS
 
 COLOURS, LEVELS = 63, 4  # of a palette: colours, and steps of opacity
@@ -126,10 +127,10 @@ def _draw(maps: xr.Dataset, drawn: np.ndarray, planes: np.ndarray) -> Slices:
         unit = "" if p.display_unit == "1" else "10⁻³ mm²/s"
         opacity = np.clip(maps[f"{name}_contraction"].values, FADE, 1)
         shown = []
-        for suffix, title, colours in (("mean", p.label, "viridis"), ("sd", f"sd of {p.label}", "magma")):
+        for suffix, title in (("mean", p.label), ("sd", f"sd of {p.label}")):
             values = p.display_scale * maps[f"{name}_{suffix}"].values
             fade = opacity if suffix == "mean" else np.ones_like(opacity)
-            shown.append(_picture(title, unit, values, fade, colours, drawn, planes, turn))
+            shown.append(_picture(title, unit, values, fade, MAP_COLOURS[suffix], drawn, planes, turn))
         rows.append(tuple(shown))
     chance = maps["p_perfusion"].values
     rows.append(
@@ -139,7 +140,7 @@ def _draw(maps: xr.Dataset, drawn: np.ndarray, planes: np.ndarray) -> Slices:
                 "",
                 chance,
                 np.ones_like(chance),
-                "cividis",
+                MAP_COLOURS["probability"],
                 drawn,
                 planes,
                 turn,

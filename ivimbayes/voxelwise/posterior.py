@@ -35,7 +35,7 @@ from ivimbayes.voxelwise.modes import mono_mode, rician_fit
 from ivimbayes.voxelwise.passes import ENOUGH, ENOUGH_K, ENOUGH_TAIL, first_pass, robust_pass
 from ivimbayes.voxelwise.points import Points
 from ivimbayes.voxelwise.proposals import log_determinant, spread
-from ivimbayes.voxelwise.summaries import describe, resample
+from ivimbayes.voxelwise.summaries import FINER, describe, resample
 from ivimbayes.voxelwise.weights import moments, normalise, spread_error
 from ivimbayes.voxelwise.workspace import WIDTH, Work
 
@@ -226,7 +226,7 @@ def map_voxels(
             continue
         used, normal = (draws, points.normal) if passes == 1 else (more_draws, more_points.normal)
         row[SQUARE] = used.middle[0] * _best_square(count, passes, signal, yy, acquisition, work)
-        smoothing = bandwidth if passes == 1 else 0.6 * bandwidth
+        smoothing = bandwidth if passes == 1 else FINER * bandwidth
         _summarise(count, total, rician, smoothing, interval, row, work)
         if kept.shape[2] > 0:
             resample(count, work.w, total, work.value, work.given, normal, rician, identity[v], seed, kept[v])

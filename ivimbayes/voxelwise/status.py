@@ -9,7 +9,4 @@ MAPPED = ("f", "D", "D_star", "S0")
 STATUS = {"outside": 0, "ok": 1, "doubtful": 2, "failed": 3, "bad_signal": 4}
 
 
-BANDWIDTH = 0.6
-
-
 K_FAILED, K_DOUBTFUL, FEW_DRAWS = 1.0, 0.7, 100

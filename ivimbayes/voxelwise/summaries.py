@@ -10,6 +10,7 @@ from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 from ivimbayes.voxelwise.weights import moments
 from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH, Work
 
+BANDWIDTH, FINER = 0.6, 0.6  # smoothing of a density, in its sd; of one from more draws, over that
 REACH = 4.8  # half the range of the bins, in sd
 AROUND = 2  # bins to each side of the shortest interval that a parabola is laid through
 

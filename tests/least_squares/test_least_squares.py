@@ -338,3 +338,16 @@ def test_command_refuses(
     assert err.startswith("ivimbayes: error: ")
     assert all(word in err for word in words), err
     assert not case.out.exists()
+
+
+@pytest.mark.parametrize("layout", ["strided", "reversed", "read-only", "broadcast"])
+def test_averages_of_any_layout_are_taken(layout: str) -> None:
+    from ivimbayes.numerics.steps import make_acquisition
+
+    averages = {
+        "strided": np.ones(8)[::2], "reversed": np.ones(4)[::-1],
+        "read-only": np.frombuffer(np.ones(4).tobytes()), "broadcast": np.broadcast_to(1.0, 4),
+    }[layout]  # fmt: skip
+    found = make_acquisition(np.array([0.0, 50.0, 200.0, 800.0]), averages).averages
+    assert found.flags.c_contiguous and found.flags.writeable
+    np.testing.assert_array_equal(found, 1.0)

@@ -18,7 +18,7 @@ from ivimbayes.numerics.steps import make_acquisition
 from ivimbayes.voxelwise import posterior as kernel
 from ivimbayes.voxelwise.draws import make_draws
 from ivimbayes.voxelwise.points import make_points
-from ivimbayes.voxelwise.status import BANDWIDTH
+from ivimbayes.voxelwise.summaries import BANDWIDTH
 from ivimbayes.voxelwise.weights import finish_weights
 from ivimbayes.voxelwise.workspace import WIDTH, make_work
 
