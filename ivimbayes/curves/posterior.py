@@ -127,7 +127,9 @@ def _add_kernels(centres, factor, first, count, share, points, ones, density, dr
         if drawn:
             spread(centres[c], factor, ones, points, 3, start, stop - start, work.x)
         else:
-            add_students(points.log_q.size, centres[c], factor, share / KERNELS, 3, work.x, density, work)
+            add_students(
+                points.log_q.size, centres[c], factor, share / KERNELS, 3, work.x, density, work.sums
+            )
 
 
 @separate(allocates=True)
@@ -155,7 +157,7 @@ def wide_pass(
     for s in range(count):
         density[s] = 0.0
     for c in range(n):
-        add_students(count, modes[c], factors[c], share[c], 3, work.x, density, work)
+        add_students(count, modes[c], factors[c], share[c], 3, work.x, density, work.sums)
     result = _weigh(count, signal, square, acquisition, beliefs, sigmas, density, work, scratch)
     centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
     far_centres, far_factor = np.empty((KERNELS, 4)), np.zeros((4, 4))
@@ -178,7 +180,7 @@ def wide_pass(
         for s in range(count):
             density[s] = 0.0
         for c in range(n):
-            add_students(count, modes[c], factors[c], share[c] * kept / count, 3, work.x, density, work)
+            add_students(count, modes[c], factors[c], share[c] * kept / count, 3, work.x, density, work.sums)
         _add_kernels(centres, factor, 0, near, near / count, points, ones, density, False, work)
         _add_kernels(far_centres, far_factor, near, far, far / count, points, ones, density, False, work)
         result = _weigh(count, signal, square, acquisition, beliefs, sigmas, density, work, scratch)

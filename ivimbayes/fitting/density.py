@@ -17,11 +17,12 @@ import numba as nb
 import numpy as np
 from numba import types
 
-from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, PackedRegion, unpack
+from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
 from ivimbayes.models.spec import SECOND_SHAPES, SECOND_SHIFT
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import (
     Cube,
+    Cubes,
     Matrix,
     Vector,
     allocating_jit,
@@ -32,7 +33,7 @@ from ivimbayes.numerics.jit import (
     separate,
 )
 from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
-from ivimbayes.numerics.signals import Shape, make_shape, signal_adjoint, signal_curve
+from ivimbayes.numerics.signals import Form, Shape, make_shape, signal_adjoint, signal_curve
 from ivimbayes.numerics.triangular import (
     cholesky_adjoint,
     cholesky_blocks,
@@ -44,21 +45,15 @@ from ivimbayes.numerics.triangular import (
     solve_upper,
 )
 
+# Scratch of a block of voxels. Few arrays are handed to the functions below, since each is copied at a call.
+FACTOR, FACTOR_BAR, SQUARE, MORE_SQUARE, S_SUM = range(5)  # of `squares` (5, Q, Q, voxel)
+INVERSE, RIGHT, U, Z, THETA, THETA_BAR, Z_BAR, E_BAR, DEVIATION, PULL = range(10)  # of `rows` (10, Q, voxel)
+
 
 @separate()
-def locate(
-    S: Matrix,
-    shift: Vector,
-    Lambda: Cube,
-    eta: Matrix,
-    z: Matrix,
-    F: Cube,
-    inverse: Matrix,
-    a: Matrix,
-    u: Matrix,
-    theta: Matrix,
-) -> None:
-    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu; ``a`` is scratch."""
+def locate(S: Matrix, shift: Vector, Lambda: Cube, eta: Matrix, squares: Cubes, rows: Cube) -> None:
+    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu."""
+    F, inverse, a, u, z, theta = squares[FACTOR], rows[INVERSE], rows[RIGHT], rows[U], rows[Z], rows[THETA]
     lanes = z.shape[1]
     cholesky_blocks(S, Lambda, F, inverse)
     for i in range(z.shape[0]):
@@ -72,27 +67,12 @@ def locate(
 
 
 @separate()
-def back_from_theta(
-    theta: Matrix,
-    theta_bar: Matrix,
-    u: Matrix,
-    F: Cube,
-    inverse: Matrix,
-    present: Vector,
-    z_bar: Matrix,
-    e_bar: Matrix,
-    S_sum: Cube,
-    e_sum: Matrix,
-    squares: Cube,
-    more: Cube,
-    most: Cube,
-) -> None:
-    """Adjoints of `locate`: of z into ``z_bar``; those of Sigma⁻¹ and of shift + eta added to the sums.
-
-    ``squares``, ``more`` and ``most`` are scratch.
-    """
+def back_from_theta(present: Vector, e_sum: Matrix, squares: Cubes, rows: Cube) -> None:
+    """Adjoints of `locate`: of z; those of Sigma⁻¹ and of shift + eta added to their sums."""
+    F, F_bar, R, X = squares[FACTOR], squares[FACTOR_BAR], squares[SQUARE], squares[MORE_SQUARE]
+    S_sum, inverse, u, theta = squares[S_SUM], rows[INVERSE], rows[U], rows[THETA]
+    theta_bar, z_bar, e_bar = rows[THETA_BAR], rows[Z_BAR], rows[E_BAR]
     Q, lanes = theta.shape
-    F_bar, R, X = squares, more, most
     solve_lower(F, inverse, theta_bar, z_bar)
     solve_upper(F, inverse, z_bar, e_bar)
     for i in range(Q):
@@ -152,46 +132,56 @@ def hyperparameters(x, region):
 
 @separate()
 def likelihood(
-    region: PackedRegion,
-    block: int,
+    form: Form,
+    noise: int,
+    measurements: float,
+    P: int,
+    b: Vector,
+    step: Vector,
+    steps: Vector,
+    left: Vector,
+    right: Vector,
+    signal: Matrix,
+    root: Matrix,
+    within: Vector,
+    present: Vector,
     theta: Matrix,
-    mean: float,
-    variance: float,
-    S0_variance: float,
+    three: Vector,
     shape: Shape,
-    curve: Matrix,
-    curve_bar: Matrix,
+    curves: Cube,
     bars: Matrix,
     work: Matrix,
     out: Matrix,
 ) -> None:
     """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
-    P, root, present = region.centre.size, region.root[block], region.present[block]
-    signal_curve(
-        region.form, theta[:P], root, region.b, region.step, region.steps, region.left, region.right, curve,
-        shape,
-    )  # fmt: skip
-    if region.noise == GAUSSIAN:
+    mean, S0_variance, variance = three[0], three[1] ** 2, three[2] ** 2
+    curve, curve_bar = curves[0], curves[1]
+    signal_curve(form, theta[:P], root, b, step, steps, left, right, curve, shape)
+    if noise == GAUSSIAN:
         gaussian(
-            region.signal[block], region.within[block], present, region.measurements, curve, mean, variance,
-            S0_variance, work, curve_bar, bars,
-        )  # fmt: skip
-    elif region.noise == RICIAN:
-        rician(
-            region.signal[block], present, curve, theta[P], variance, curve_bar, out[P], bars, work
-        )  # fmt: skip
-    elif region.noise == STUDENT_T:
-        student_t(
-            region.signal[block], present, curve, theta[P], variance, curve_bar, out[P], bars, work
-        )  # fmt: skip
+            signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
+        )
+    elif noise == RICIAN:
+        rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+    elif noise == STUDENT_T:
+        student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
     else:
         bars[3, 0] = np.nan
-    signal_adjoint(region.form, curve_bar, root, region.b, shape, out)
+    signal_adjoint(form, curve_bar, root, b, shape, out)
+
+
+@jit
+def block_likelihood(region, block, theta, three, shape, curves, bars, work, out):
+    """Do `likelihood` for a block of a region."""
+    likelihood(
+        region.form, region.noise, region.measurements, region.centre.size, region.b, region.step,
+        region.steps, region.left, region.right, region.signal[block], region.root[block],
+        region.within[block], region.present[block], theta, three, shape, curves, bars, work, out,
+    )  # fmt: skip
 
 
 @separate()
 def population(
-    theta: Matrix,
     mu: Vector,
     S: Matrix,
     P: int,
@@ -199,19 +189,19 @@ def population(
     mixed: float,
     second: Vector,
     present: Vector,
-    d: Matrix,
-    Sd: Matrix,
-    theta_bar: Matrix,
     mu_sum: Matrix,
-    S_sum: Cube,
     total: Vector,
     work: Matrix,
+    squares: Cubes,
+    rows: Cube,
 ) -> None:
     """Density of theta, and S0 after it, given the population; adjoints added.
 
     Of a mixture ``second`` is (share, shift, Sigma⁻¹ shift); the adjoints of logit share and shift go into
     the last rows of ``mu_sum``.
     """
+    theta, theta_bar, d, Sd = rows[THETA], rows[THETA_BAR], rows[DEVIATION], rows[PULL]
+    S_sum = squares[S_SUM]
     Q, lanes = theta.shape
     q, weight = work[0], work[1]
     for i in range(Q):
@@ -313,16 +303,13 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     lanes = region.present.shape[1]
     P, Q, M = region.centre.size, mu.size, region.b.size
     V = region.voxels
-    mean, S0_variance, variance = three[0], three[1] ** 2, three[2] ** 2
+    variance = three[2] ** 2
     marginal = region.noise == GAUSSIAN
     shift = multiply(S, mu, Q)
     shape = make_shape(region.form, M, region.steps.size, lanes)
-    squares, triples = np.empty((5, Q, Q, lanes)), np.empty((10, Q, lanes))
-    F, F_bar, R, X, S_sum = squares[0], squares[1], squares[2], squares[3], squares[4]
-    inverse, a, u, z, theta = triples[0], triples[1], triples[2], triples[3], triples[4]
-    theta_bar, y_bar, e_bar, d, Sd = triples[5], triples[6], triples[7], triples[8], triples[9]
+    squares, rows = np.empty((5, Q, Q, lanes)), np.empty((10, Q, lanes))
     curves, sums = np.empty((2, M, lanes)), np.zeros((4 + 2 * Q + 1 + P, lanes))
-    curve, curve_bar = curves[0], curves[1]
+    S_sum, inverse, y_bar = squares[S_SUM], rows[INVERSE], rows[Z_BAR]
     bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q :]
     extended, moved = np.empty(1 + 2 * P), multiply(S, second[1:], P)
     for i in range(P):
@@ -335,15 +322,12 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
         start = first + block * lanes * Q
         count = min(lanes, V - block * lanes)
         present = region.present[block]
-        read_z(x, start, count, z)
-        locate(S, shift, region.precision[block], region.shift[block], z, F, inverse, a, u, theta)
-        likelihood(
-            region, block, theta, mean, variance, S0_variance, shape, curve, curve_bar, bars, work, theta_bar
-        )  # fmt: skip
+        read_z(x, start, count, rows[Z])
+        locate(S, shift, region.precision[block], region.shift[block], squares, rows)
+        block_likelihood(region, block, rows[THETA], three, shape, curves, bars, work, rows[THETA_BAR])
         population(
-            theta, mu, S, P, region.nu, region.mixed, extended, present, d, Sd, theta_bar, mu_sum, S_sum,
-            bars[3], work[8:],
-        )  # fmt: skip
+            mu, S, P, region.nu, region.mixed, extended, present, mu_sum, bars[3], work[8:], squares, rows
+        )
         # determinants: of theta(z), and of the noise
         for w in range(lanes):
             q[w] = work[3, w] if marginal else 1.0
@@ -352,9 +336,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
                 q[w] *= inverse[i, w] * inverse[i, w]
         for w in range(lanes):
             bars[3, w] += present[w] * 0.5 * math.log(q[w])
-        back_from_theta(
-            theta, theta_bar, u, F, inverse, present, y_bar, e_bar, S_sum, e_sum, F_bar, R, X
-        )  # fmt: skip
+        back_from_theta(present, e_sum, squares, rows)
         for w in range(count):
             for i in range(Q):
                 gradient[start + w * Q + i] = y_bar[i, w]

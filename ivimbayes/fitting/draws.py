@@ -7,10 +7,13 @@ import numpy as np
 from scipy.special import expit
 
 from ivimbayes.fitting.density import (
+    THETA,
+    THETA_BAR,
+    Z,
+    block_likelihood,
     callbacks,
     hyperparameters,
     latent_population,
-    likelihood,
     locate,
     noise_logs,
     read_z,
@@ -29,8 +32,8 @@ def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube) -> Non
     region = unpack(block)
     M, V, lanes = region.b.size, region.voxels, region.present.shape[1]
     Q = region.shift.shape[1]
-    F, triples = np.empty((Q, Q, lanes)), np.empty((6, Q, lanes))
-    inverse, a, u, z, theta, bar = triples[0], triples[1], triples[2], triples[3], triples[4], triples[5]
+    squares, rows = np.empty((1, Q, Q, lanes)), np.empty((6, Q, lanes))
+    theta = rows[THETA]
     shape = make_shape(region.form, M, region.steps.size, lanes)
     curves, work, bars = np.empty((2, M, lanes)), np.empty((8, lanes)), np.zeros((4, lanes))
     for n in range(x.shape[0]):
@@ -42,15 +45,12 @@ def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube) -> Non
         for index in range(region.signal.shape[0]):
             start = index * lanes
             count = min(lanes, V - start)
-            read_z(x[n], first + start * Q, count, z)
-            locate(S, shift, region.precision[index], region.shift[index], z, F, inverse, a, u, theta)
+            read_z(x[n], first + start * Q, count, rows[Z])
+            locate(S, shift, region.precision[index], region.shift[index], squares, rows)
             for i in range(4):
                 for w in range(lanes):
                     bars[i, w] = 0.0
-            likelihood(
-                region, index, theta, three[0], variance, S0_variance, shape, curves[0], curves[1], bars,
-                work, bar,
-            )  # fmt: skip
+            block_likelihood(region, index, theta, three, shape, curves, bars, work, rows[THETA_BAR])
             for w in range(count):
                 by_voxel[0, n, start + w] = bars[3, w] - fixed
                 if region.noise == GAUSSIAN:

@@ -34,12 +34,15 @@ def rician_draws(
     S0_row: Vector,
     signal: Vector,
     acquisition: Acquisition,
-    draws: PopulationBlock,
+    noise: Vector,
+    S0: Vector,
+    ratio: Vector,
     log_w: Vector,
-    work: Work,
+    curve: Matrix,
+    sums: Matrix,
 ) -> None:
-    """Log-density of the signals, from ``work.curve``, and of S0, under Rician noise."""
-    total, product, root, z = work.sums[0], work.sums[1], work.sums[2], work.sums[3]
+    """Log-density of the signals, from the curve, and of S0, under Rician noise; ``sums`` is scratch."""
+    total, product, root, z = sums[0], sums[1], sums[2], sums[3]
     for w in range(n):
         total[w] = 0.0
         product[w] = 1.0
@@ -49,10 +52,10 @@ def rician_draws(
         place, images = int(acquisition.place[k]), acquisition.averages[k]
         yk = signal[k]
         for w in range(n):
-            mean = abs(S0_row[o + w]) * work.curve[place, w]
+            mean = abs(S0_row[o + w]) * curve[place, w]
             residual = yk - mean
             total[w] += images * residual * residual
-            z[w] = images * yk * mean * draws.noise[o + w]
+            z[w] = images * yk * mean * noise[o + w]
         for w in range(n):
             u = (z[w] - COARSE_CENTRE) / (z[w] + COARSE_CENTRE)
             p = COARSE[16]
@@ -82,8 +85,8 @@ def rician_draws(
                 log_w[o + w] += 0.5 * z[w]
                 product[w] = 1.0
     for w in range(n):
-        d = S0_row[o + w] - draws.S0[o + w]
-        log_w[o + w] -= 0.5 * draws.noise[o + w] * (total[w] + draws.ratio[o + w] * d * d)
+        d = S0_row[o + w] - S0[o + w]
+        log_w[o + w] -= 0.5 * noise[o + w] * (total[w] + ratio[o + w] * d * d)
         if S0_row[o + w] <= 0.0:
             log_w[o + w] = -1e300
 
@@ -153,26 +156,25 @@ def add_student_population(
 
 @separate()
 def signal_density(
-    o: int,
-    n: int,
-    signal: Vector,
-    square: float,
-    acquisition: Acquisition,
-    draws: PopulationBlock,
-    work: Work,
+    count: int, signal: Vector, square: float, acquisition: Acquisition, draws: PopulationBlock, work: Work
 ) -> None:
-    """Set ``work.log_w`` to the log-density of the signals given f, D and D* of the draws o to o + n.
+    """Set ``work.log_w`` to the log-density of the signals given f, D and D* of the draws.
 
     Under Gaussian noise this fills S0, its mean given the draw, and its inverse variance ``work.given``.
     """
     value, log_w = work.value, work.log_w
-    start_products(o, n, acquisition, value, work)
-    if draws.rician == 1:
-        curves_at_b(o, n, acquisition, value, work)
-        rician_draws(o, n, value[3], signal, acquisition, draws, log_w, work)
-    else:
-        curve_sums(o, n, signal, acquisition, value, work)
-        _gaussian(o, n, square, draws, work.given, log_w, value[3], work)
+    for o in range(0, count, WIDTH):
+        n = min(WIDTH, count - o)
+        start_products(o, n, acquisition, value, work)
+        if draws.rician == 1:
+            curves_at_b(o, n, acquisition, value, work)
+            rician_draws(
+                o, n, value[3], signal, acquisition, draws.noise, draws.S0, draws.ratio, log_w, work.curve,
+                work.sums,
+            )  # fmt: skip
+        else:
+            curve_sums(o, n, signal, acquisition, value, work)
+            _gaussian(o, n, square, draws, work.given, log_w, value[3], work)
 
 
 @separate()
@@ -187,12 +189,13 @@ def evaluate(
     """
     x, value, log_w = work.x, work.value, work.log_w
     for o in range(0, count, WIDTH):
+        values_of_draws(x, o, min(WIDTH, count - o), value)
+    if draws.rician == 1:
+        for w in range(count):
+            value[3, w] = x[3, w]
+    signal_density(count, signal, square, acquisition, draws, work)
+    for o in range(0, count, WIDTH):
         n = min(WIDTH, count - o)
-        values_of_draws(x, o, n, value)
-        if draws.rician == 1:
-            for w in range(n):
-                value[3, o + w] = x[3, o + w]
-        signal_density(o, n, signal, square, acquisition, draws, work)
         if draws.nu > 0.0:
             add_student_population(o, n, x, draws, log_w, work)
         else:
@@ -212,7 +215,7 @@ def evaluate_mono(
     if draws.rician == 1:
         for w in range(n):
             value[3, w] = x[1, w]
-    signal_density(0, n, signal, square, acquisition, draws, work)
+    signal_density(n, signal, square, acquisition, draws, work)
     for w in range(n):
         d = x[0, w] - draws.mean[1, w]
         quadratic[w] = d * d * draws.mono[w]

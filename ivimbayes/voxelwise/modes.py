@@ -26,6 +26,7 @@ from ivimbayes.numerics.biexponential import (
     Y1,
     Y2,
     YS,
+    Decays,
     decay_sums,
     fill_decay,
     from_theta,
@@ -70,15 +71,14 @@ def rician_fit(
     theta: Vector,
     signal: Vector,
     acquisition: Acquisition,
-    draws: PopulationBlock,
+    middle: Vector,
     gradient: Vector,
     H: Matrix,
-    work: Work,
+    decays: Decays,
 ) -> float:
     """`_gaussian_fit` for Rician noise, with S0 the last of theta and the curvature at least a tenth."""
-    noise, m, ratio, S0 = draws.middle[0], draws.middle[1], draws.middle[2], theta[3]
+    noise, m, ratio, S0 = middle[0], middle[1], middle[2], theta[3]
     f, D, gap = from_theta(theta)
-    decays = work.decays
     value = 0.5 * noise * ratio * (S0 - m) ** 2
     for i in range(4):
         gradient[i] = 0.0
@@ -124,7 +124,7 @@ def _objective(theta, signal, square, acquisition, draws, P, work):
     if P == 3:
         value, S0 = _gaussian_fit(theta, signal, square, acquisition, draws, gradient, H, work.decays)
     else:
-        value, S0 = rician_fit(theta, signal, acquisition, draws, gradient, H, work), theta[3]
+        value, S0 = rician_fit(theta, signal, acquisition, draws.middle, gradient, H, work.decays), theta[3]
     for i in range(3):
         d = 0.0
         for j in range(3):

@@ -143,7 +143,7 @@ def robust_pass(
     for s in range(count):
         density[s] = 0.0
     for c in range(n):
-        add_students(count, modes[c], factors[c], share[c], P, work.x, density, work)
+        add_students(count, modes[c], factors[c], share[c], P, work.x, density, work.sums)
     result = _weigh(count, signal, square, acquisition, draws, density, work)
     centres, factor, narrow = np.empty((KERNELS, 4)), np.zeros((4, 4)), 0.25
     # a quarter of the draws stays with the first proposals, which reach as far as the posterior may
@@ -162,9 +162,9 @@ def robust_pass(
         for s in range(count):
             density[s] = 0.0
         for c in range(n):
-            add_students(count, modes[c], factors[c], share[c] * kept / count, P, work.x, density, work)
+            add_students(count, modes[c], factors[c], share[c] * kept / count, P, work.x, density, work.sums)
         for c in range(KERNELS):
-            add_students(count, centres[c], factor, fresh / count / KERNELS, P, work.x, density, work)
+            add_students(count, centres[c], factor, fresh / count / KERNELS, P, work.x, density, work.sums)
         result = _weigh(count, signal, square, acquisition, draws, density, work)
         narrow *= 0.6
     return result

@@ -102,12 +102,12 @@ def narrow_proposals(
 
 @separate()
 def add_students(
-    count: int, mode: Vector, factor: Matrix, share: float, P: int, x: Matrix, density: Vector, work: Work
+    count: int, mode: Vector, factor: Matrix, share: float, P: int, x: Matrix, density: Vector, sums: Matrix
 ) -> None:
     """Add a part of a mixture's density at the draws x: a Student-t, ``factor`` of its inverse covariance."""
     constant = math.lgamma((NU + P) / 2) - math.lgamma(NU / 2) - P / 2 * math.log(NU * math.pi)
     constant = share * math.exp(constant + log_determinant(factor, P))
-    quadratic, z = work.sums[0], work.sums[1]
+    quadratic, z = sums[0], sums[1]
     for o in range(0, count, WIDTH):
         for w in range(WIDTH):
             quadratic[w] = 1.0

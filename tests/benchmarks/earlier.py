@@ -106,7 +106,7 @@ def gradient_cost() -> float:
     return min(times)
 
 
-def map_cost(noise: str, voxels: int = 30000) -> float:
+def map_cost(noise: str, voxels: int = 4000) -> float:
     """Seconds of the maps of a liver."""
     import ivimbayes as ib
 
@@ -128,7 +128,7 @@ def map_cost(noise: str, voxels: int = 30000) -> float:
 
 COSTS = {
     "gradient": gradient_cost, "maps, gaussian": lambda: map_cost("gaussian"),
-    "maps, rician": lambda: map_cost("rician", 10000),
+    "maps, rician": lambda: map_cost("rician", 1000),
 }  # fmt: skip
 
 
