@@ -58,7 +58,7 @@ def near_pass(
     log_proposal(count, points, L, work.stretch, 3, log_q)
     for s in range(count):
         work.log_w[s] -= log_q[s]
-    return finish_weights(count, work.log_w, work.w, work)
+    return finish_weights(count, work.log_w, work.w, work.counting)
 
 
 @jit
@@ -68,7 +68,7 @@ def _weigh(count, signal, square, acquisition, beliefs, sigmas, density, work, s
     logarithms(density[:count], work.log_q[:count])
     for s in range(count):
         work.log_w[s] -= work.log_q[s]
-    return finish_weights(count, work.log_w, work.w, work)
+    return finish_weights(count, work.log_w, work.w, work.counting)
 
 
 @jit
@@ -233,7 +233,7 @@ def _summarise(count, total, smoothing, interval, beliefs, sigmas, row, work, sc
         mean, variance = moments(count, work.w, total, work.value[i])
         cell = row[FIELDS * i : FIELDS * (i + 1)]
         t = work.value[3] if i == 3 else work.square if i == 2 else work.x[i]
-        describe(count, work.w, total, t, 2 if i == 3 else 0, 0.0, smoothing, interval, cell, work)
+        describe(count, work.w, total, t, 2 if i == 3 else 0, 0.0, smoothing, interval, cell, work.counting)
         cell[0], cell[1] = mean, math.sqrt(variance)
         first, last = (least if i == 2 else low[i], high[i]) if i < 3 else (beliefs.S0[2], beliefs.S0[3])
         for j in range(2, 5):

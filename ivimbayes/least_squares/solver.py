@@ -24,7 +24,7 @@ from ivimbayes.numerics.biexponential import (
     YS,
     Decays,
     decay_sums,
-    fill_decay,
+    fill_decays,
     make_decays,
 )
 from ivimbayes.numerics.jit import Flags, Matrix, Vector, jit, separate
@@ -72,7 +72,6 @@ class Work(NamedTuple):
     target: Vector
     lead: Vector
     residual: Vector
-    decay: Vector
     decays: Decays
     free: Flags
     open: Flags
@@ -95,9 +94,10 @@ def make_problem(b: Array, averages: Array, threshold: float, low: Array, high: 
     """Sort and merge the b values of a scan, shape (K,); bounds of S0, f, D and D*."""
     acquisition = make_acquisition(b, averages)
     grid = np.geomspace(max(low[FAST], min(GRID_LOW, 0.5 * high[FAST])), high[FAST], GRID)
-    fast, power = np.empty((GRID, len(acquisition.b))), make_decays(acquisition).power
+    fast, decays = np.empty((GRID, len(acquisition.b))), make_decays(acquisition)
     for k, rate in enumerate(grid):
-        fill_decay(rate, acquisition, power, fast[k])
+        fill_decays(rate, rate, acquisition, decays)
+        fast[k] = decays.fast
     first = int(np.searchsorted(acquisition.b, threshold, side="right"))
     return Problem(acquisition, first, grid, fast, low, high)
 
@@ -105,7 +105,7 @@ def make_problem(b: Array, averages: Array, threshold: float, low: Array, high: 
 def make_work(acquisition: Acquisition) -> Work:
     """Make the scratch for a scan."""
     n = len(acquisition.b)
-    sizes: dict[str, int | tuple[int, int]] = {name: n for name in ("target", "lead", "residual", "decay")}
+    sizes: dict[str, int | tuple[int, int]] = {name: n for name in ("target", "lead", "residual")}
     sizes |= {name: (4, 4) for name in ("H", "damped", "L")}
     made = {
         name: np.zeros(sizes.get(name, 4), bool if name in FLAGS else float)
@@ -126,8 +126,7 @@ def copy_values(source, target):
 def residual_square(x, first, y, problem, work):
     """Weighted squared residuals from one b value on; the decays of both compartments stay in work."""
     decays, total = work.decays, 0.0
-    fill_decay(x[D], problem.acquisition, decays.power, decays.slow)
-    fill_decay(x[FAST], problem.acquisition, decays.power, decays.fast)
+    fill_decays(x[D], x[FAST], problem.acquisition, decays)
     for j in range(first, y.size):
         r = y[j] - x[S0] * (x[F] * decays.fast[j] + (1 - x[F]) * decays.slow[j])
         total += problem.acquisition.weight[j] * r * r

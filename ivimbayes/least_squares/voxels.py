@@ -28,7 +28,7 @@ from ivimbayes.least_squares.solver import (
     residual_square,
     solve_factored,
 )
-from ivimbayes.numerics.biexponential import fill_decay
+from ivimbayes.numerics.biexponential import fill_decays
 from ivimbayes.numerics.jit import Vector, jit, load, separate
 
 OTHER_STARTS = ((1.0, 13), (0.4, 5))  # of the full fit: share of one compartment's D, and place in the grid
@@ -129,11 +129,11 @@ def fast_step(x: Vector, y: Vector, problem: Problem, work: Work) -> tuple[float
 def _lead(A, slow, problem, work):
     """Fill ``work.lead``: the change of the first step's D with each signal; zeros when D is at a bound."""
     ss = sb = bb = 0.0
-    acquisition, decay = problem.acquisition, work.decay
+    acquisition, decay = problem.acquisition, work.decays.slow
     work.lead[:] = 0.0
     if not (problem.low[D] < slow < problem.high[D] and A > 0):
         return
-    fill_decay(slow, acquisition, work.decays.power, decay)
+    fill_decays(slow, slow, acquisition, work.decays)
     for j in range(problem.first, decay.size):
         v = acquisition.weight[j] * decay[j] * decay[j]
         ss, sb, bb = ss + v, sb + v * acquisition.b[j], bb + v * acquisition.b[j] ** 2

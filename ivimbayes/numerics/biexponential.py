@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import exponential, logistic
-from ivimbayes.numerics.jit import Vector, jit
+from ivimbayes.numerics.jit import Matrix, Vector, inlined_jit, jit
 from ivimbayes.numerics.steps import Acquisition
 
 # Places in what `decay_sums` fills: weighted sums over b of products of s, q, b and the signal y.
@@ -30,8 +30,8 @@ class Decays(NamedTuple):
     ----------
     slow, fast : ndarray (M,)
         Decays of the compartments at each b.
-    power : ndarray (S,)
-        A decay over each of the steps.
+    power : ndarray (2, S)
+        Their decays over each of the steps.
     ones : ndarray (M,)
         Weights of signals that are weighted already.
     by_b : ndarray (15,)
@@ -42,7 +42,7 @@ class Decays(NamedTuple):
 
     slow: Vector
     fast: Vector
-    power: Vector
+    power: Matrix
     ones: Vector
     by_b: Vector
     by_theta: Vector
@@ -51,31 +51,41 @@ class Decays(NamedTuple):
 def make_decays(acquisition: Acquisition) -> Decays:
     """Allocate the scratch."""
     M, S = len(acquisition.b), acquisition.steps.shape[1]
-    return Decays(np.empty(M), np.empty(M), np.empty(S), np.ones(M), np.empty(BBYQ + 1), np.empty(H22 + 1))
+    return Decays(
+        np.empty(M), np.empty(M), np.empty((2, S)), np.ones(M), np.empty(BBYQ + 1), np.empty(H22 + 1)
+    )
 
 
-@jit
+@inlined_jit
 def from_theta(theta):
     """Give f, D and D* - D of one theta."""
     return 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
 
 
-@jit
-def fill_decay(rate, acquisition, power, decay):
-    """Fill ``decay`` with exp(-b rate) at every distinct b; ``power`` (S,) is scratch."""
+@inlined_jit
+def fill_decays(slow_rate, fast_rate, acquisition, decays):
+    """Fill ``decays.slow`` and ``decays.fast`` with exp(-b rate) at every distinct b."""
     steps, left, right = acquisition.steps[0], acquisition.steps[1], acquisition.steps[2]
+    slow_power, fast_power, slow, fast = decays.power[0], decays.power[1], 1.0, 1.0
     for s in range(steps.size):
         i = int(left[s])
-        power[s] = math.exp(-steps[s] * rate) if i < 0 else power[i] * power[int(right[s])]
-    running = 1.0
+        if i < 0:
+            slow_power[s] = exponential(-steps[s] * slow_rate)
+            fast_power[s] = exponential(-steps[s] * fast_rate)
+        else:
+            j = int(right[s])
+            slow_power[s] = slow_power[i] * slow_power[j]
+            fast_power[s] = fast_power[i] * fast_power[j]
     for k in range(acquisition.b.size):
         s = int(acquisition.step[k])
         if s >= 0:
-            running *= power[s]
-        decay[k] = running
+            slow *= slow_power[s]
+            fast *= fast_power[s]
+        decays.slow[k] = slow
+        decays.fast[k] = fast
 
 
-@jit
+@inlined_jit
 def decay_sums(first, y, y_weight, acquisition, decays):
     """Fill ``decays.by_b`` from the decays, from one distinct b value on.
 
@@ -109,14 +119,13 @@ def decay_sums(first, y, y_weight, acquisition, decays):
     sums[BYS], sums[BYQ], sums[BBYS], sums[BBYQ] = bys, byq, bbys, bbyq
 
 
-@jit
+@inlined_jit
 def theta_sums(f, rest, D, gap, signal, acquisition, decays):
     """Fill ``decays.by_theta`` for theta = (logit f, ln D, ln gap), the gap being D* - D; ``rest`` is 1 - f.
 
     The derivatives of the curve are d0 = f (1 - f) (q - s), d1 = -b D g and d2 = -b gap f q.
     """
-    fill_decay(D, acquisition, decays.power, decays.slow)
-    fill_decay(D + gap, acquisition, decays.power, decays.fast)
+    fill_decays(D, D + gap, acquisition, decays)
     decay_sums(0, signal, decays.ones, acquisition, decays)
     sums, out, e, h = decays.by_b, decays.by_theta, f * rest, gap * f
     out[GG] = rest * rest * sums[SS] + 2.0 * e * sums[SQ] + f * f * sums[QQ]
@@ -133,6 +142,18 @@ def theta_sums(f, rest, D, gap, signal, acquisition, decays):
     out[H11] = D * D * (rest * rest * sums[BBSS] + 2.0 * e * sums[BBSQ] + f * f * sums[BBQQ])
     out[H12] = D * h * (rest * sums[BBSQ] + f * sums[BBQQ])
     out[H22] = h * h * sums[BBQQ]
+
+
+@inlined_jit
+def curve_products(f, rest, D, gap, signal, acquisition, decays):
+    """Sum the squared curve, and curve times signal, of `theta_sums` alone."""
+    fill_decays(D, D + gap, acquisition, decays)
+    squares = products = 0.0
+    for k in range(acquisition.b.size):
+        g = rest * decays.slow[k] + f * decays.fast[k]
+        squares += acquisition.weight[k] * g * g
+        products += signal[k] * g
+    return squares, products
 
 
 # ---------------------------------------------------------------- many theta

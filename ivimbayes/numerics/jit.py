@@ -1,22 +1,24 @@
 """Compiled functions: the decorators, and a cache that notices a change in any compiled file.
 
-**Three decorators for functions that numba compiles into their callers.** `jit` is for functions that work on
-arrays they are given, `sum_jit` for sums whose terms may be added in any order (it may lose the sign of a
-zero, never a NaN), and `allocating_jit` for functions that make arrays.
+**Four decorators for functions that numba compiles into their callers.** `jit` is for functions that work on
+arrays they are given, `inlined_jit` for those so short that handing over their arrays would cost as much as
+their work, `sum_jit` for sums whose terms may be added in any order (it may lose the sign of a zero, never a
+NaN), and `allocating_jit` for functions that make arrays.
 
 Passing arrays between compiled functions increments their reference counts atomically, which cost a third of
 the maps' time. ``_nrt=False``, an option of numba, turns the counting off. A function compiled this way must
 neither allocate an array nor return one, nor call a function that returns one. If it does, numba says "No
 implementation of function Function(<built-in function empty>) found", or "Only accept returning of array
-passed into the function as argument". Use `allocating_jit` there.
+passed into the function as argument". Use `allocating_jit` there. It says nothing of arrays returned in a
+tuple, which are freed too early; a slow test looks for them.
 
 **One for functions that are compiled apart.** numba links a copy of each callee into its caller and optimises
 it again there: through five levels of calls, the same code is compiled five times. `separate` compiles a
 function once; its callers load its address when they run. The signature comes from the annotations (`int`,
 `float`, the array types below, or a NamedTuple of these). Such a function must be loaded before a caller
 runs: `load` finds all that a function needs, except those that are ``optional``, which the program loads when
-it knows that the data need them. Each is
-compiled without the others, so `load` shares what is not kept yet between this process and one beside it.
+it knows that the data need them. Each is compiled without the others, so `load` shares what is not kept yet
+between this process and one beside it.
 
 **A cache for all of them.** numba keeps machine code for each function and drops it when the function's own
 file changes. The code also contains what the function calls, and constants of other modules, so numba would
@@ -108,13 +110,27 @@ def _decorator(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 jit = _decorator(fastmath={"contract"}, _nrt=False)
+inlined_jit = _decorator(fastmath={"contract"}, _nrt=False, forceinline=True)
 sum_jit = _decorator(fastmath={"contract", "reassoc", "nsz"}, _nrt=False)
 allocating_jit = _decorator(fastmath={"contract"}, _nrt=True)
 
 
+class _Compiled(CFunc):  # type: ignore[misc, unused-ignore]
+    """A compiled function with two addresses: for C programs, and ``native`` for functions of numba.
+
+    The second takes its arguments as numba passes them, which spares a copy of all of them at each call.
+    """
+
+    @property
+    def native(self) -> int:
+        """Address for functions of numba."""
+        name = self.native_name.removeprefix("cfunc.")  # the function that the C wrapper calls
+        return int(self._library.get_pointer_to_function(name))  # type: ignore[attr-defined]
+
+
 def c_function(function: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], **options: Any) -> Any:
     """Compile a function, or load it, that others call by its ``address``; `kind` is the type it returns."""
-    compiled = CFunc(function, (arguments, kind), locals={}, options=OPTIONS | options)
+    compiled = _Compiled(function, (arguments, kind), locals={}, options=OPTIONS | options)
     if KEEP:
         compiled._cache = PackageCache(function)  # type: ignore[attr-defined]
     compiled.compile()
@@ -184,7 +200,7 @@ class Separate:
                 self._compiled = c_function(
                     self.function, kind, arguments, fastmath={"contract"}, _nrt=self.allocates
                 )
-                self._cell.value = self._compiled.address
+                self._cell.value = self._compiled.native
 
     def _intrinsic(self) -> Any:
         symbol = self.symbol
@@ -193,13 +209,13 @@ class Separate:
             kind, arguments = self.types
 
             def generate(context: Any, builder: Any, found: Any, values: Any) -> Any:
-                shape = ir.FunctionType(
-                    context.get_value_type(kind), [context.get_value_type(argument) for argument in arguments]
-                )
+                convention = context.call_conv
+                shape = convention.get_function_type(kind, arguments)
                 cell = builder.module.globals.get(symbol)
                 if cell is None:
                     cell = ir.GlobalVariable(builder.module, shape.as_pointer(), symbol)
-                return builder.call(builder.load(cell), values)
+                _, result = convention.call_function(builder, builder.load(cell), kind, arguments, values)
+                return result  # no error to pass on: compiled functions here raise none
 
             return signature(kind, *arguments), generate
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import Array
-from ivimbayes.numerics.jit import Matrix, Vector, jit
+from ivimbayes.numerics.jit import Matrix, Vector, inlined_jit
 from ivimbayes.numerics.triangular import backward, cholesky, forward
 
 FIRST_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-3, 1e-9, 1e9
@@ -55,7 +55,7 @@ def make_search(P: int) -> Search:
     )  # fmt: skip
 
 
-@jit
+@inlined_jit
 def begin(point, P, search):
     """Begin a search at a point."""
     search.state[0], search.state[1] = FIRST_DAMPING, np.inf
@@ -63,7 +63,7 @@ def begin(point, P, search):
         search.trial[i] = point[i]
 
 
-@jit
+@inlined_jit
 def accept_and_step(value, P, point, search):
     """Accept or reject the trial point, whose objective is `value`, and make the next one.
 
@@ -101,7 +101,7 @@ def accept_and_step(value, P, point, search):
     return True
 
 
-@jit
+@inlined_jit
 def end(P, search):
     """Give the lowest objective, infinite if there is none; ``search.L`` factors the Hessian there."""
     best = search.state[1]

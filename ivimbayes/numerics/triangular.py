@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from ivimbayes.numerics.jit import allocating_jit, jit
+from ivimbayes.numerics.jit import allocating_jit, inlined_jit, jit
 
 
-@jit
+@inlined_jit
 def cholesky(A, P, L):
     """Factor one symmetric matrix, ``A = L L'``, of which the upper triangle is read.
 
@@ -28,7 +28,7 @@ def cholesky(A, P, L):
     return True
 
 
-@jit
+@inlined_jit
 def forward(L, P, x):
     """Replace the vector x by ``L⁻¹ x``; the squared length of the result."""
     square = 0.0
@@ -51,7 +51,7 @@ def forward_columns(L, X):
             X[i, c] = value / L[i, i]
 
 
-@jit
+@inlined_jit
 def backward(L, P, x):
     """Replace the vector x by ``L⁻ᵀ x``."""
     for i in range(P - 1, -1, -1):

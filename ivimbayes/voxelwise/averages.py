@@ -99,7 +99,7 @@ def mean_weights(
             mean[s] += total / (WIDTH * sets)
     for s in range(count):
         work.log_w[s] = top + math.log(max(mean[s], 1e-300))
-    return finish_weights(count, work.log_w, work.w, work)
+    return finish_weights(count, work.log_w, work.w, work.counting)
 
 
 @jit

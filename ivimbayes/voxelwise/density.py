@@ -96,7 +96,8 @@ def _add_population(o, n, x, draws, log_w, work):
     """Add the log-density of theta given a normal population."""
     d0, d1, d2, e, mean = work.sums[0], work.sums[1], work.sums[2], work.sums[3], work.slow
     x0, x1, x2 = x[0, o : o + n], x[1, o : o + n], x[2, o : o + n]
-    t, A, c0, c1, c2 = draws.mean_log, draws.deviation, draws.centre[0], draws.centre[1], draws.centre[2]
+    t, A, c = draws.mean_log, draws.deviation, draws.prior.centre
+    c0, c1, c2 = c[0], c[1], c[2]
     # Variance reduction. Write the log-density of a population draw as m + e, where m is the mean over all
     # draws, so that e has the mean 0. Then exp(m) (exp(e) - e) has the same expectation as exp(m + e),
     # provided that e is not correlated with the draw's sigma. The noise that is linear in e is gone, and

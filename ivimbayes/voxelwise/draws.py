@@ -9,6 +9,23 @@ from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Matrix, Vector
 
 
+class NormalPrior(NamedTuple):
+    """One normal prior of a voxel, over draws and voxels of a population, for the search of modes.
+
+    Attributes
+    ----------
+    centre : ndarray (3,)
+    around : ndarray (3, 3)
+        Mean and inverse covariance of theta.
+    middle : ndarray (4,)
+        Medians of 1 / sigma², S0 and sigma² / var(S0), and the inverse variance of ln D.
+    """
+
+    centre: Vector
+    around: Matrix
+    middle: Vector
+
+
 class PopulationBlock(NamedTuple):
     """Draws of a population (N), and what they have in common.
 
@@ -33,11 +50,7 @@ class PopulationBlock(NamedTuple):
         Inverse variance of ln D.
     nu : float
         Degrees of freedom of a Student-t population; 0 for a normal one.
-    centre : ndarray (3,)
-    around : ndarray (3, 3)
-        Mean and inverse covariance of theta over draws and voxels, for the search of modes.
-    middle : ndarray (4,)
-        Medians of ``noise``, ``S0`` and ``ratio``, and the inverse variance of ln D over draws and voxels.
+    prior : NormalPrior
     rician : int
         1 for Rician noise, 0 for Gaussian.
     """
@@ -54,9 +67,7 @@ class PopulationBlock(NamedTuple):
     ratio: Vector
     mono: Vector
     nu: float
-    centre: Vector
-    around: Matrix
-    middle: Vector
+    prior: NormalPrior
     rician: int
 
 
@@ -134,5 +145,5 @@ def make_draws(
         curves - mean_log[:, None],
         shared - 0.5 * np.log(Sigma[:, 1, 1]) + normaliser(1),
         1 / noise**2, np.full(count, np.mean(S0)), noise**2 / tau**2, 1 / Sigma[:, 1, 1], float(nu),
-        centre, around, np.array(middle), int(rician),
+        NormalPrior(centre, around, np.array(middle)), int(rician),
     )  # fmt: skip

@@ -27,27 +27,27 @@ from ivimbayes.numerics.biexponential import (
     Y2,
     YS,
     Decays,
+    curve_products,
     decay_sums,
-    fill_decay,
+    fill_decays,
     from_theta,
     theta_sums,
 )
-from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
-from ivimbayes.numerics.levenberg_marquardt import accept_and_step, begin, end
+from ivimbayes.numerics.jit import Matrix, Vector, inlined_jit, separate
+from ivimbayes.numerics.levenberg_marquardt import Search, accept_and_step, begin, end
 from ivimbayes.numerics.noise import S0_centre, S0_square
 from ivimbayes.numerics.steps import Acquisition
 from ivimbayes.numerics.triangular import backward
-from ivimbayes.voxelwise.draws import PopulationBlock
-from ivimbayes.voxelwise.workspace import Work
+from ivimbayes.voxelwise.draws import NormalPrior
 
 STEPS = 40
 STRIDE = 2.0  # from the mode to where the width of the posterior is measured, in sd
 
 
-@jit
-def _gaussian_fit(theta, signal, square, acquisition, draws, gradient, H, decays):
+@inlined_jit
+def _gaussian_fit(theta, signal, square, acquisition, prior, gradient, H, decays):
     """Half of -2 log posterior with S0 profiled out, its gradient and Gauss-Newton Hessian; and S0."""
-    noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
+    noise, m, ratio = prior.middle[0], prior.middle[1], prior.middle[2]
     f, D, gap = from_theta(theta)
     theta_sums(f, 1.0 - f, D, gap, signal, acquisition, decays)
     s = decays.by_theta
@@ -71,13 +71,13 @@ def rician_fit(
     theta: Vector,
     signal: Vector,
     acquisition: Acquisition,
-    middle: Vector,
+    prior: NormalPrior,
     gradient: Vector,
     H: Matrix,
     decays: Decays,
 ) -> float:
     """`_gaussian_fit` for Rician noise, with S0 the last of theta and the curvature at least a tenth."""
-    noise, m, ratio, S0 = middle[0], middle[1], middle[2], theta[3]
+    noise, m, ratio, S0 = prior.middle[0], prior.middle[1], prior.middle[2], theta[3]
     f, D, gap = from_theta(theta)
     value = 0.5 * noise * ratio * (S0 - m) ** 2
     for i in range(4):
@@ -88,8 +88,7 @@ def rician_fit(
     H[3, 3] = noise * ratio
     if S0 <= 0.0:
         return 1e300
-    fill_decay(D, acquisition, decays.power, decays.slow)
-    fill_decay(D + gap, acquisition, decays.power, decays.fast)
+    fill_decays(D, D + gap, acquisition, decays)
     for k in range(acquisition.place.size):
         place = int(acquisition.place[k])
         n, y, b = acquisition.averages[k] * noise, signal[k], acquisition.b[place]
@@ -117,22 +116,22 @@ def rician_fit(
     return value
 
 
-@jit
-def _objective(theta, signal, square, acquisition, draws, P, work):
-    """Half of -2 log posterior at theta; its gradient and Hessian into ``work.search``. And S0."""
-    gradient, H = work.search.trial_gradient, work.search.trial_H
+@inlined_jit
+def _objective(theta, signal, square, acquisition, prior, P, search, decays):
+    """Half of -2 log posterior at theta; its gradient and Hessian into ``search``. And S0."""
+    gradient, H = search.trial_gradient, search.trial_H
     if P == 3:
-        value, S0 = _gaussian_fit(theta, signal, square, acquisition, draws, gradient, H, work.decays)
+        value, S0 = _gaussian_fit(theta, signal, square, acquisition, prior, gradient, H, decays)
     else:
-        value, S0 = rician_fit(theta, signal, acquisition, draws.middle, gradient, H, work.decays), theta[3]
+        value, S0 = rician_fit(theta, signal, acquisition, prior, gradient, H, decays), theta[3]
     for i in range(3):
         d = 0.0
         for j in range(3):
-            d += draws.around[i, j] * (theta[j] - draws.centre[j])
-        value += 0.5 * d * (theta[i] - draws.centre[i])
+            d += prior.around[i, j] * (theta[j] - prior.centre[j])
+        value += 0.5 * d * (theta[i] - prior.centre[i])
         gradient[i] += d
         for j in range(i, 3):
-            H[i, j] += draws.around[i, j]
+            H[i, j] += prior.around[i, j]
     return value, S0
 
 
@@ -142,21 +141,22 @@ def find_mode(
     signal: Vector,
     square: float,
     acquisition: Acquisition,
-    draws: PopulationBlock,
+    prior: NormalPrior,
     P: int,
-    work: Work,
+    search: Search,
+    decays: Decays,
 ) -> float:
-    """Move theta to the mode; leave the Cholesky factor of the Hessian there in ``work.search.L``.
+    """Move theta to the mode; leave the Cholesky factor of the Hessian there in ``search.L``.
 
     P is 3, with S0 profiled out and set in theta[3], or under Rician noise 4. Returns the objective, infinite
     where the search failed.
     """
-    search, S0 = work.search, 0.0
+    S0 = 0.0
     search.reach[3] = np.inf
     begin(theta, P, search)
     for _ in range(STEPS):
         lowest = search.state[1]
-        value, c = _objective(search.trial, signal, square, acquisition, draws, P, work)
+        value, c = _objective(search.trial, signal, square, acquisition, prior, P, search, decays)
         S0 = c if value <= lowest else S0
         if not accept_and_step(value, P, theta, search):
             break
@@ -170,22 +170,23 @@ def mono_mode(
     signal: Vector,
     square: float,
     acquisition: Acquisition,
-    draws: PopulationBlock,
+    prior: NormalPrior,
     P: int,
-    work: Work,
+    search: Search,
+    decays: Decays,
 ) -> None:
     """Mode of ln D and S0 of one compartment under Gaussian noise, from the population's mean.
 
-    ``work.search.L`` is the factor of the Hessian there: of ln D (P = 1), or of ln D and S0 (P = 2).
+    ``search.L`` is the factor of the Hessian there: of ln D (P = 1), or of ln D and S0 (P = 2).
     """
-    noise, m, ratio = draws.middle[0], draws.middle[1], draws.middle[2]
-    around, centre, search, decays = draws.middle[3], draws.centre[1], work.search, work.decays
+    noise, m, ratio = prior.middle[0], prior.middle[1], prior.middle[2]
+    around, centre = prior.middle[3], prior.centre[1]
     sums, S0, slope, bend, G = decays.by_b, 0.0, 0.0, 0.0, 0.0
     mode[0] = centre
     begin(mode, 1, search)
     for _ in range(STEPS):
         D, lowest = math.exp(search.trial[0]), search.state[1]
-        fill_decay(D, acquisition, decays.power, decays.slow)
+        fill_decays(D, D, acquisition, decays)
         decay_sums(0, signal, decays.ones, acquisition, decays)
         total = sums[SS] + ratio
         c = S0_centre(sums[YS], total, m, ratio)
@@ -207,7 +208,7 @@ def mono_mode(
         L[1, 1] = math.sqrt(noise * G - L[1, 0] ** 2)
 
 
-@jit
+@inlined_jit
 def axis_of(L, P, j, axis):
     """Fill ``axis`` with one standard deviation along the j-th axis of a posterior; L factors its Hessian."""
     for i in range(P):
@@ -215,11 +216,29 @@ def axis_of(L, P, j, axis):
     backward(L, P, axis)
 
 
-@jit
+@inlined_jit
 def stretch_of(rise):
     """How much wider than its Hessian a posterior is, from the rise of the objective over `STRIDE` sd."""
     fall = 2.0 * rise / STRIDE**2
     return 1.0 / math.sqrt(min(max(fall, 0.25), 2.0)) if math.isfinite(fall) else 1.0
+
+
+@inlined_jit
+def _height(theta, signal, square, acquisition, prior, P, search, decays):
+    """`_objective` alone, without its gradient and Hessian under Gaussian noise."""
+    if P == 4:
+        value, _ = _objective(theta, signal, square, acquisition, prior, P, search, decays)
+        return value
+    noise, m, ratio = prior.middle[0], prior.middle[1], prior.middle[2]
+    f, D, gap = from_theta(theta)
+    G, gs = curve_products(f, 1.0 - f, D, gap, signal, acquisition, decays)
+    total = G + ratio
+    value = 0.5 * noise * S0_square(square, total, S0_centre(gs, total, m, ratio), m, ratio)
+    for i in range(3):
+        for j in range(3):
+            away = (theta[i] - prior.centre[i]) * (theta[j] - prior.centre[j])
+            value += 0.5 * prior.around[i, j] * away
+    return value
 
 
 @separate()
@@ -229,16 +248,18 @@ def fit_stretch(
     signal: Vector,
     square: float,
     acquisition: Acquisition,
-    draws: PopulationBlock,
+    prior: NormalPrior,
     P: int,
-    work: Work,
+    search: Search,
+    decays: Decays,
+    stretch: Matrix,
 ) -> None:
-    """Fill ``work.stretch``: how much wider than its Hessian the posterior is, to each side of each axis."""
-    axis, trial = work.search.step, work.search.trial
+    """Fill in how much wider than its Hessian the posterior is, to each side of each axis."""
+    axis, trial = search.step, search.trial
     for j in range(P):
-        axis_of(work.search.L, P, j, axis)
+        axis_of(search.L, P, j, axis)
         for side in range(2):
             for i in range(P):
                 trial[i] = mode[i] + (2 * side - 1) * STRIDE * axis[i]
-            value, _ = _objective(trial, signal, square, acquisition, draws, P, work)
-            work.stretch[j, side] = stretch_of(value - lowest)
+            value = _height(trial, signal, square, acquisition, prior, P, search, decays)
+            stretch[j, side] = stretch_of(value - lowest)

@@ -35,8 +35,11 @@ ENOUGH_TAIL = 0.1  # relative error of the sd of D* that spares a voxel more dra
 @jit
 def _mode(theta, merged, raw, square, acquisition, draws, P, work):
     """Move theta to a mode: under Gaussian noise, then (P = 4) under Rician noise. The objective."""
-    objective = find_mode(theta, merged, square, acquisition, draws, 3, work)
-    return find_mode(theta, raw, square, acquisition, draws, 4, work) if P == 4 else objective
+    search, decays = work.search, work.decays
+    objective = find_mode(theta, merged, square, acquisition, draws.prior, 3, search, decays)
+    if P == 4:
+        objective = find_mode(theta, raw, square, acquisition, draws.prior, 4, search, decays)
+    return objective
 
 
 @separate()
@@ -54,18 +57,21 @@ def first_pass(
     """Draw around the mode, to which theta is moved, and weight the draws. Returns as `finish_weights`."""
     P = 4 if draws.rician == 1 else 3
     for i in range(3):
-        theta[i] = draws.centre[i]
+        theta[i] = draws.prior.centre[i]
     objective = _mode(theta, merged, raw, square, acquisition, draws, P, work)
     if not math.isfinite(objective):
         return -np.inf, 0.0, 0.0, np.inf
     signal = raw if P == 4 else merged
-    fit_stretch(theta, objective, signal, square, acquisition, draws, P, work)
+    fit_stretch(
+        theta, objective, signal, square, acquisition, draws.prior, P, work.search, work.decays,
+        work.stretch,
+    )  # fmt: skip
     spread(theta, work.search.L, work.stretch, points, P, 0, count, work.x)
     evaluate(count, signal, square, acquisition, draws, work)
     log_proposal(count, points, work.search.L, work.stretch, P, work.log_q)
     for s in range(count):
         work.log_w[s] -= work.log_q[s]
-    return finish_weights(count, work.log_w, work.w, work)
+    return finish_weights(count, work.log_w, work.w, work.counting)
 
 
 @jit
@@ -97,10 +103,10 @@ def first_proposals(
     theta, L, n, lowest = np.empty(4), work.search.L, 0, np.inf
     for start in range(7):
         for i in range(3):
-            theta[i] = draws.centre[i]
+            theta[i] = draws.prior.centre[i]
         if start > 0:
             axis = (start - 1) // 2
-            theta[axis] += (2.0 if start % 2 else -2.0) / math.sqrt(draws.around[axis, axis])
+            theta[axis] += (2.0 if start % 2 else -2.0) / math.sqrt(draws.prior.around[axis, axis])
         objective = _mode(theta, merged, raw, square, acquisition, draws, P, work)
         if not math.isfinite(objective) or n == PROPOSALS - 2 or _is_known(theta, modes, n):
             continue
@@ -175,12 +181,12 @@ def _population_factor(draws, P, centre, L):
     """Mean of the population and the Cholesky factor of its inverse covariance."""
     A = np.zeros((4, 4))
     for i in range(3):
-        centre[i] = draws.centre[i]
+        centre[i] = draws.prior.centre[i]
         for j in range(3):
-            A[i, j] = draws.around[i, j]
+            A[i, j] = draws.prior.around[i, j]
     if P == 4:
-        centre[3] = draws.middle[1]
-        A[3, 3] = draws.middle[0] * draws.middle[2]
+        centre[3] = draws.prior.middle[1]
+        A[3, 3] = draws.prior.middle[0] * draws.prior.middle[2]
     cholesky(A, P, L)
 
 
@@ -191,4 +197,4 @@ def _weigh(count, signal, square, acquisition, draws, density, work):
     logarithms(density[:count], work.log_q[:count])
     for s in range(count):
         work.log_w[s] -= work.log_q[s]
-    return finish_weights(count, work.log_w, work.w, work)
+    return finish_weights(count, work.log_w, work.w, work.counting)

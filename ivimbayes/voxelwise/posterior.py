@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ivimbayes.numerics.arithmetic import logarithms
-from ivimbayes.numerics.biexponential import GG, GY, from_theta, theta_sums
+from ivimbayes.numerics.biexponential import curve_products, from_theta
 from ivimbayes.numerics.jit import (
     Cube,
     Flags,
@@ -92,7 +92,7 @@ def weighted_draws(
 @jit
 def _best_square(count, passes, signal, square, acquisition, work):
     """Least squared residual, at the mode or the best draw."""
-    theta, sums = work.theta, work.decays.by_theta
+    theta = work.theta
     if passes == 2:
         best = 0
         for s in range(1, count):
@@ -101,8 +101,8 @@ def _best_square(count, passes, signal, square, acquisition, work):
         for i in range(3):
             theta[i] = work.x[i, best]
     f, D, gap = from_theta(theta)
-    theta_sums(f, 1.0 - f, D, gap, signal, acquisition, work.decays)
-    return square - sums[GY] * sums[GY] / sums[GG]
+    G, gs = curve_products(f, 1.0 - f, D, gap, signal, acquisition, work.decays)
+    return square - gs * gs / G
 
 
 @jit
@@ -121,7 +121,7 @@ def _summarise(count, total, rician, smoothing, interval, row, work):
         cell[0], cell[1] = mean, math.sqrt(variance + extra)
         t = work.x[i] if i < 2 else work.square if i == 2 else work.value[3]
         kind = 0 if i == 0 else 1 if i < 3 else 2
-        describe(count, work.w, total, t, kind, extra, smoothing, interval, cell, work)
+        describe(count, work.w, total, t, kind, extra, smoothing, interval, cell, work.counting)
 
 
 @separate()
@@ -139,7 +139,7 @@ def log_odds(
 ) -> float:
     """Log of the evidence of two compartments over that of one."""
     P, count, theta, L = 2 if draws.rician == 1 else 1, mono_points.log_q.size, work.theta, work.search.L
-    mono_mode(theta, merged, square, acquisition, draws, P, work)
+    mono_mode(theta, merged, square, acquisition, draws.prior, P, work.search, work.decays)
     spread(theta, L, work.ones, mono_points, P, 0, count, work.x)
     evaluate_mono(count, raw if P == 2 else merged, square, acquisition, draws, work)
     shift = log_determinant(L, P)
@@ -225,7 +225,7 @@ def map_voxels(
         if not total > 0.0:
             continue
         used, normal = (draws, points.normal) if passes == 1 else (more_draws, more_points.normal)
-        row[SQUARE] = used.middle[0] * _best_square(count, passes, signal, yy, acquisition, work)
+        row[SQUARE] = used.prior.middle[0] * _best_square(count, passes, signal, yy, acquisition, work)
         smoothing = bandwidth if passes == 1 else FINER * bandwidth
         _summarise(count, total, rician, smoothing, interval, row, work)
         if kept.shape[2] > 0:

@@ -73,7 +73,7 @@ def narrow_proposals(
     Weights are cut off at the total over the root of the count. The factor is that of the inverse of the
     draws' covariance times `narrow`. Returns whether that covariance can be inverted.
     """
-    limit, w, mean, cov = total / math.sqrt(count), work.rest, np.empty(4), np.zeros((4, 4))
+    limit, w, mean, cov = total / math.sqrt(count), work.counting.rest, np.empty(4), np.zeros((4, 4))
     for s in range(count):
         w[s] = min(work.w[s], limit)
     total, _ = total_and_squares(w[:count])

@@ -8,7 +8,7 @@ import numpy as np
 from ivimbayes.numerics.arithmetic import exponentials
 from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 from ivimbayes.voxelwise.weights import moments
-from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH, Work
+from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH, Counting
 
 BANDWIDTH, FINER = 0.6, 0.6  # smoothing of a density, in its sd; of one from more draws, over that
 REACH = 4.8  # half the range of the bins, in sd
@@ -153,7 +153,7 @@ def describe(
     bandwidth: float,
     interval: float,
     out: Vector,
-    work: Work,
+    work: Counting,
 ) -> None:
     """Median and shortest interval of a parameter from its smoothed density, into ``out[2:5]``.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ivimbayes.numerics.arithmetic import exponential, logarithm
 from ivimbayes.numerics.jit import Vector, jit, separate, sum_jit
-from ivimbayes.voxelwise.workspace import CLASSES, WIDTH, Work
+from ivimbayes.voxelwise.workspace import CLASSES, WIDTH, Counting
 
 Weights = tuple[float, float, float, float]  # log of the largest weight, sum, effective number, Pareto k
 
@@ -209,7 +209,7 @@ def _pareto_k(count, w, work):
 
 
 @separate()
-def finish_weights(count: int, log_w: Vector, w: Vector, work: Work) -> Weights:
+def finish_weights(count: int, log_w: Vector, w: Vector, work: Counting) -> Weights:
     """Weights over their largest; the log of that, and their sum, effective number and Pareto k."""
     top, total, squares = normalise(count, log_w, w)
     if not (math.isfinite(top) and total > 0.0):

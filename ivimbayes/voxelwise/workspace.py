@@ -14,6 +14,26 @@ BINS, TAPS = 64, 32  # of the density of a parameter: bins, half the kernel
 CLASSES = 512  # of weights
 
 
+class Counting(NamedTuple):
+    """The part of `Work` that weights and summaries take: few arrays, since each is copied at a call.
+
+    Attributes
+    ----------
+    sums : ndarray (4, WIDTH)
+        The same array as in `Work`.
+    bins : ndarray (7, BINS + 2 TAPS + 4)
+    place, counts : ndarray of int
+    tail, rest : ndarray (N + 1,)
+    """
+
+    sums: Matrix
+    bins: Matrix
+    place: Places
+    counts: Places
+    tail: Vector
+    rest: Vector
+
+
 class Work(NamedTuple):
     """Scratch of one thread, for N draws: see `make_work`.
 
@@ -27,9 +47,7 @@ class Work(NamedTuple):
     curve : ndarray (M, WIDTH)
     slow, fast : ndarray (WIDTH,)
     sums : ndarray (4, WIDTH)
-    bins : ndarray (7, BINS + 2 TAPS + 4)
-    place, counts : ndarray of int
-    tail, rest : ndarray (N + 1,)
+    counting : Counting
     theta : ndarray (4,)
     stretch, ones : ndarray (4, 2)
     search : Search
@@ -51,11 +69,7 @@ class Work(NamedTuple):
     slow: Vector
     fast: Vector
     sums: Matrix
-    bins: Matrix
-    place: Places
-    counts: Places
-    tail: Vector
-    rest: Vector
+    counting: Counting
     theta: Vector
     stretch: Matrix
     ones: Matrix
@@ -69,11 +83,14 @@ class Work(NamedTuple):
 def make_work(acquisition: Acquisition, count: int) -> Work:
     """Allocate scratch for `count` draws."""
     M, S = len(acquisition.b), acquisition.steps.shape[1]
+    sums = np.empty((4, WIDTH))
+    counting = Counting(
+        sums, np.zeros((7, BINS + 2 * TAPS + 4)), np.empty(WIDTH, np.int32),
+        np.empty(CLASSES, np.int32), np.empty(count + 1), np.empty(count + 1),
+    )  # fmt: skip
     return Work(
         np.zeros((4, count)), np.zeros((4, count)), np.zeros(count), np.empty(count), np.empty(count),
         np.empty(count), np.empty(count), np.empty((2 * S, WIDTH)), np.empty((M, WIDTH)), np.empty(WIDTH),
-        np.empty(WIDTH), np.empty((4, WIDTH)), np.zeros((7, BINS + 2 * TAPS + 4)), np.empty(WIDTH, np.int32),
-        np.empty(CLASSES, np.int32), np.empty(count + 1), np.empty(count + 1), np.zeros(4), np.ones((4, 2)),
-        np.ones((4, 2)), make_search(4), make_decays(acquisition), np.empty((count, WIDTH)), np.empty(WIDTH),
-        np.empty(WIDTH),
+        np.empty(WIDTH), sums, counting, np.zeros(4), np.ones((4, 2)), np.ones((4, 2)), make_search(4),
+        make_decays(acquisition), np.empty((count, WIDTH)), np.empty(WIDTH), np.empty(WIDTH),
     )  # fmt: skip

@@ -234,7 +234,7 @@ def test_pareto_k_is_that_of_arviz() -> None:
     @nb.njit
     def shapes(log_w, out, work):  # type: ignore[no-untyped-def]
         for i in range(len(log_w)):
-            _, _, _, out[i] = finish_weights(log_w.shape[1], log_w[i], work.w, work)
+            _, _, _, out[i] = finish_weights(log_w.shape[1], log_w[i], work.w, work.counting)
 
     rng = np.random.default_rng(1)
     log_w = np.stack([shape * rng.exponential(size=1024) for shape in (0.1, 0.3, 0.6, 0.9, 1.3)])
