@@ -23,7 +23,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).parents[1]
 B = (0, 0, 10, 20, 40, 80, 110, 140, 170, 200, 300, 400, 500, 600, 700, 800)
-SHORT = {"draws": 200, "tune": 200, "chains": 2, "voxels_per_roi": 20, "progress": False}
+SHORT = {"draws": 200, "tune": 200, "chains": 2, "voxels_per_roi": 20, "retry": False, "progress": False}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -531,7 +531,7 @@ def test_a_region_that_does_not_converge_costs_bounded_draws(
     monkeypatch.setattr(sampling, "chain_options", counted)
     monkeypatch.setattr(convergence.Chains, "good", property(lambda _: False))
     scan = phantom_scan[0]
-    tree = fit(scan, cores=2, **SHORT | {"draws": 50, "tune": 50, "voxels_per_roi": 8})
+    tree = fit(scan, cores=2, **SHORT | {"draws": 50, "tune": 50, "voxels_per_roi": 8, "retry": True})
     assert tree["constant_data"]["attempts"].values.tolist() == [2, 2, 2]
     assert sorted(asked) == [(50, 50, 10)] * 6 + [(600, 600, 10)] * 6
     many = plan.RETRY_BYTES / (8 * 4 * 1000 * 12)  # coordinates that leave no room for twelve times as many

@@ -195,7 +195,7 @@ def test_the_units_of_the_signal_do_not_matter(short_fit: xr.DataTree) -> None:
 )
 def test_mean_curves_and_other_models(spec: ModelSpec, phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> None:
     level = "mean" if spec == ModelSpec() else "voxel"
-    tree = fit(phantom_scan[0], spec, seed=3, cores=2, retry=False, level=level, **SHORT)
+    tree = fit(phantom_scan[0], spec, seed=3, cores=2, level=level, **SHORT)
     table = prior_sensitivity(tree)
     assert np.isfinite(table[["prior", "contraction"]]).all(axis=None)
     assert np.isfinite(table["likelihood"]).any()

@@ -15,7 +15,7 @@ from ivimbayes import diagnose, read_tree, summarize, write_tree
 from ivimbayes.cli.out_folder import CHECKPOINT
 from ivimbayes.io.netcdf import open_tree
 
-QUICK = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "20", "--quiet")
+QUICK = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "20", "--no-retry", "--quiet")
 
 
 @pytest.fixture

@@ -172,7 +172,7 @@ def test_finished_regions_are_kept(
 
     def second_breaks(voxels: xr.Dataset, *rest: Any) -> xr.DataTree:
         calls.append(voxels.attrs["roi"])
-        if len(calls) == 4:  # two attempts a region at this length
+        if len(calls) == 4:  # three regions, then the one removed
             raise KeyboardInterrupt
         return real(voxels, *rest)
 
