@@ -742,11 +742,19 @@ def test_a_signal_ends_a_fit(number: int, case: Case) -> None:
     """With status 130, one line and no result; a fit of this length would take minutes."""
     words = ["fit", case.dwi, "--rois", case.rois, "--out", case.out, "--draws", 400_000, "--quiet"]
     command = [sys.executable, "-m", "ivimbayes", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, out) == (130, ""), err
     assert err.count("\n") == 1 and "interrupted; the same command continues" in err
     assert not case.out.exists() or {p.name for p in case.out.iterdir()} == {CHECKPOINT}

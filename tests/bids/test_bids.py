@@ -502,6 +502,7 @@ def scheduler() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_draws(
     study: Path, tmp_path: Path, scheduler: str, finished: tuple[Path, pd.DataFrame], plain_reports: None
 ) -> None:
@@ -513,6 +514,7 @@ def test_workers_give_the_same_draws(
         xr.testing.assert_identical(read_tree(path)["posterior"].to_dataset(), other)
 
 
+@pytest.mark.slow
 def test_an_error_on_a_worker_is_of_its_run_alone(
     study: Path, tmp_path: Path, scheduler: str, plain_reports: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ QUICK = ("--draws", "50", "--tune", "50", "--chains", "2", "--voxels-per-roi", "
 
 @pytest.fixture
 def no_sampling(monkeypatch: pytest.MonkeyPatch, short_fit: xr.DataTree) -> None:
-    """Let `fit` check and prepare everything, then give a ready result."""
+    """Let `fit` check and prepare everything, then give a ready result, with a page without figures."""
 
     def finish_file(results: Any, scan: Any, plan: Any, path: Path) -> xr.DataTree:
         path.parent.mkdir(parents=True)
@@ -29,6 +29,7 @@ def no_sampling(monkeypatch: pytest.MonkeyPatch, short_fit: xr.DataTree) -> None
 
     monkeypatch.setattr(ivimbayes.fitting.fit, "_sample_all", lambda *_: {})
     monkeypatch.setattr(ivimbayes.fitting.fit, "finish_file", finish_file)
+    monkeypatch.setattr("ivimbayes.reporting.page.render_report", lambda *_, **__: "<html></html>")
 
 
 def refused_line(result: tuple[int, str, str], case: Case, *words: str) -> None:

@@ -172,6 +172,7 @@ def test_voxels_without_a_region_take_all_regions(
     assert 1 < float(wider) < 1.5
 
 
+@pytest.mark.slow
 def test_mean_curves_and_blocks_give_maps(phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> None:
     """A curve averaged over voxels has less noise than its voxels have: sigma is scaled back."""
     scan, truth = phantom_scan
@@ -190,7 +191,7 @@ def test_mean_curves_and_blocks_give_maps(phantom_scan: tuple[xr.Dataset, xr.Dat
 
 def test_student_t_population(phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> None:
     scan = phantom_scan[0].isel(z=slice(0, 1))
-    scan = scan.assign(roi=scan["roi"].where(scan["roi"] == 1, 0))
+    scan = scan.assign(roi=scan["roi"].where(scan["roi"] == 1, 0)).assign_attrs(roi_names='{"1": "liver"}')
     tree = fit(
         scan,
         ModelSpec(population="student_t"),
