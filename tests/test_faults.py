@@ -742,7 +742,7 @@ def test_a_signal_ends_a_fit(number: int, case: Case) -> None:
     """With status 130, one line and no result; a fit of this length would take minutes."""
     words = ["fit", case.dwi, "--rois", case.rois, "--out", case.out, "--draws", 400_000, "--quiet"]
     command = [sys.executable, "-m", "ivimbayes", *map(str, words)]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:

@@ -9,8 +9,8 @@ Passing arrays between compiled functions increments their reference counts atom
 the maps' time. ``_nrt=False``, an option of numba, turns the counting off. A function compiled this way must
 neither allocate an array nor return one, nor call a function that returns one. If it does, numba says "No
 implementation of function Function(<built-in function empty>) found", or "Only accept returning of array
-passed into the function as argument". Use `allocating_jit` there. It says nothing of arrays returned in a
-tuple, which are freed too early; a slow test looks for them.
+passed into the function as argument". Use `allocating_jit` there. numba does not notice arrays that are
+returned in a tuple, and frees them too early; a slow test looks for such functions.
 
 **One for functions that are compiled apart.** numba links a copy of each callee into its caller and optimises
 it again there: through five levels of calls, the same code is compiled five times. `separate` compiles a
@@ -214,8 +214,12 @@ class Separate:
                 cell = builder.module.globals.get(symbol)
                 if cell is None:
                     cell = ir.GlobalVariable(builder.module, shape.as_pointer(), symbol)
-                _, result = convention.call_function(builder, builder.load(cell), kind, arguments, values)
-                return result  # no error to pass on: compiled functions here raise none
+                status, result = convention.call_function(
+                    builder, builder.load(cell), kind, arguments, values
+                )
+                with builder.if_then(status.is_error, likely=False):
+                    convention.return_status_propagate(builder, status)
+                return result
 
             return signature(kind, *arguments), generate
 
