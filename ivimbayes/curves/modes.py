@@ -4,6 +4,7 @@
 import math
 
 from ivimbayes.curves.density import FAR, MODES, Beliefs, Scratch
+from ivimbayes.numerics.arithmetic import scalar_logistic
 from ivimbayes.numerics.biexponential import (
     G0,
     G1,
@@ -39,7 +40,7 @@ def place(theta, beliefs, phi):
     for i in range(3):
         low, high = beliefs.low[i], beliefs.high[i]
         if i == 0:
-            value = 1.0 / (1.0 + math.exp(-theta[0]))
+            value = scalar_logistic(theta[0])
         elif i == 1:
             value = math.exp(theta[1])
         else:
@@ -47,7 +48,7 @@ def place(theta, beliefs, phi):
             value = least + math.exp(theta[2])
         above = max(min(value, high) - low, EDGE * min(high - low, low))
         phi[i] = math.log(above / max(high - value, EDGE * (high - low)))
-        least = low + (high - low) / (1.0 + math.exp(-phi[i]))
+        least = low + (high - low) * scalar_logistic(phi[i])
 
 
 @separate()

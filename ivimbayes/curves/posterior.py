@@ -12,7 +12,7 @@ import numpy as np
 
 from ivimbayes.curves.density import Beliefs, Scratch, SigmaDraws, evaluate_curves, log_mass
 from ivimbayes.curves.modes import find_modes, fit_width, place
-from ivimbayes.numerics.arithmetic import logarithms
+from ivimbayes.numerics.arithmetic import logarithms, scalar_logistic
 from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 from ivimbayes.numerics.steps import Acquisition
 from ivimbayes.voxelwise.points import Points
@@ -91,7 +91,7 @@ def _share_modes(n, beliefs, work, scratch):
     place(beliefs.centre, beliefs, modes[n])
     for i in range(3):
         low, high = max(beliefs.low[i], 0.0), beliefs.high[i]
-        s = 1.0 / (1.0 + math.exp(-modes[n, i]))
+        s = scalar_logistic(modes[n, i])
         value = low + (high - low) * s
         slope = (high - low) * s * (1.0 - s) / (value * (1.0 - value) if i == 0 else value)
         for j in range(3):

@@ -19,7 +19,7 @@ from numba import types
 
 from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
 from ivimbayes.models.spec import SECOND_SHAPES, SECOND_SHIFT
-from ivimbayes.numerics.arithmetic import Array
+from ivimbayes.numerics.arithmetic import Array, scalar_logistic
 from ivimbayes.numerics.jit import (
     Cube,
     Cubes,
@@ -124,7 +124,7 @@ def hyperparameters(x, region):
         r[n] = math.tanh(0.5 * x[2 * P + n])
     if region.mixed == 0.0:
         return mu, sd, r, three, second, h + 3
-    second[0] = 1.0 / (1.0 + math.exp(-x[h + 3]))
+    second[0] = scalar_logistic(x[h + 3])
     for i in range(P):
         second[1 + i] = sd[i] * x[h + 4 + i]
     return mu, sd, r, three, second, h + 4 + P

@@ -23,6 +23,7 @@ from ivimbayes.numerics.biexponential import (
     YQ,
     YS,
     Decays,
+    curve_of,
     decay_sums,
     fill_decays,
     make_decays,
@@ -128,7 +129,7 @@ def residual_square(x, first, y, problem, work):
     decays, total = work.decays, 0.0
     fill_decays(x[D], x[FAST], problem.acquisition, decays)
     for j in range(first, y.size):
-        r = y[j] - x[S0] * (x[F] * decays.fast[j] + (1 - x[F]) * decays.slow[j])
+        r = y[j] - x[S0] * curve_of(x[F], 1 - x[F], decays.slow[j], decays.fast[j])
         total += problem.acquisition.weight[j] * r * r
     return total
 
@@ -137,7 +138,7 @@ def residual_square(x, first, y, problem, work):
 def fill_column(x, j, problem, work):
     """Set column to the derivatives of the signal at one b value."""
     slow, fast, b = work.decays.slow[j], work.decays.fast[j], problem.acquisition.b[j]
-    work.column[S0] = x[F] * fast + (1 - x[F]) * slow
+    work.column[S0] = curve_of(x[F], 1 - x[F], slow, fast)
     work.column[F] = x[S0] * (fast - slow)
     work.column[D] = -b * x[S0] * (1 - x[F]) * slow
     work.column[FAST] = -b * x[S0] * x[F] * fast

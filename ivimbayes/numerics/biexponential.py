@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ivimbayes.numerics.arithmetic import exponential, logistic
+from ivimbayes.numerics.arithmetic import exponential, logistic, scalar_logistic
 from ivimbayes.numerics.jit import Matrix, Vector, inlined_jit, jit
 from ivimbayes.numerics.steps import Acquisition
 
@@ -59,7 +59,13 @@ def make_decays(acquisition: Acquisition) -> Decays:
 @inlined_jit
 def from_theta(theta):
     """Give f, D and D* - D of one theta."""
-    return 1.0 / (1.0 + math.exp(-theta[0])), math.exp(theta[1]), math.exp(theta[2])
+    return scalar_logistic(theta[0]), math.exp(theta[1]), math.exp(theta[2])
+
+
+@inlined_jit
+def curve_of(f, rest, slow, fast):
+    """Give the curve of the decays at one b; ``rest`` is 1 - f."""
+    return rest * slow + f * fast
 
 
 @inlined_jit
@@ -150,7 +156,7 @@ def curve_products(f, rest, D, gap, signal, acquisition, decays):
     fill_decays(D, D + gap, acquisition, decays)
     squares = products = 0.0
     for k in range(acquisition.b.size):
-        g = rest * decays.slow[k] + f * decays.fast[k]
+        g = curve_of(f, rest, decays.slow[k], decays.fast[k])
         squares += acquisition.weight[k] * g * g
         products += signal[k] * g
     return squares, products

@@ -27,6 +27,7 @@ from ivimbayes.numerics.biexponential import (
     Y2,
     YS,
     Decays,
+    curve_of,
     curve_products,
     decay_sums,
     fill_decays,
@@ -79,6 +80,7 @@ def rician_fit(
     """`_gaussian_fit` for Rician noise, with S0 the last of theta and the curvature at least a tenth."""
     noise, m, ratio, S0 = prior.middle[0], prior.middle[1], prior.middle[2], theta[3]
     f, D, gap = from_theta(theta)
+    rest = 1.0 - f
     value = 0.5 * noise * ratio * (S0 - m) ** 2
     for i in range(4):
         gradient[i] = 0.0
@@ -93,8 +95,8 @@ def rician_fit(
         place = int(acquisition.place[k])
         n, y, b = acquisition.averages[k] * noise, signal[k], acquisition.b[place]
         slow, fast = decays.slow[place], decays.fast[place]
-        g = slow + f * (fast - slow)
-        d = (S0 * f * (1.0 - f) * (fast - slow), -S0 * b * D * g, -S0 * b * gap * f * fast, g)
+        g = curve_of(f, rest, slow, fast)
+        d = (S0 * f * rest * (fast - slow), -S0 * b * D * g, -S0 * b * gap * f * fast, g)
         mean = S0 * g
         z = n * y * mean
         u = (z - COARSE_CENTRE) / (z + COARSE_CENTRE)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from ivimbayes.numerics.arithmetic import exponentials
+from ivimbayes.numerics.arithmetic import exponentials, scalar_logistic
 from ivimbayes.numerics.jit import Matrix, Vector, jit, separate
 from ivimbayes.voxelwise.weights import moments
 from ivimbayes.voxelwise.workspace import BINS, TAPS, WIDTH, Counting
@@ -19,7 +19,7 @@ AROUND = 2  # bins to each side of the shortest interval that a parabola is laid
 def _back(t, kind):
     """From the scale of the bins to the parameter: logistic, exponential or itself."""
     if kind == 0:
-        return 1.0 / (1.0 + math.exp(-t))
+        return scalar_logistic(t)
     return math.exp(t) if kind == 1 else t
 
 
