@@ -89,17 +89,24 @@ def _ranked(above, low, high, n, x, scratch):
     for i in range(n):
         scratch[m] = x[i]
         m += 1 if low <= x[i] < high else 0
-    gap = 1
-    while gap < m // 9:
-        gap = 3 * gap + 1
-    while gap > 0:  # Shell's sort
-        for i in range(gap, m):
-            each, j = scratch[i], i
-            while j >= gap and scratch[j - gap] > each:
-                scratch[j] = scratch[j - gap]
-                j -= gap
-            scratch[j] = each
-        gap //= 3
+    first, last = 0, m - 1
+    while first < last:  # Hoare's selection
+        pivot, i, j = scratch[(first + last) // 2], first, last
+        while i <= j:
+            while scratch[i] < pivot:
+                i += 1
+            while pivot < scratch[j]:
+                j -= 1
+            if i <= j:
+                scratch[i], scratch[j] = scratch[j], scratch[i]
+                i += 1
+                j -= 1
+        if above <= j:
+            last = j
+        elif above >= i:
+            first = i
+        else:
+            break
     return scratch[above]
 
 
