@@ -7,6 +7,8 @@ from typing import Any
 
 from ivimbayes.errors import InputError
 
+ANSWER = "5s"  # how long a scheduler is waited for
+
 
 def count_cores() -> int:
     """Cores that this process may use."""
@@ -24,7 +26,7 @@ def connect(scheduler: Any) -> Iterator[Any]:
     except ImportError:
         raise InputError("scheduler: dask is not installed; pip install 'ivimbayes[dask]'") from None
     try:
-        client = Client(scheduler, timeout="5s")
+        client = Client(scheduler, timeout=ANSWER)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(
             f"scheduler {scheduler}: no dask scheduler answers there ({error}); give its address"

@@ -14,6 +14,7 @@ import xarray as xr
 from conftest import Command
 from typer.testing import CliRunner
 
+import ivimbayes.parallel
 from ivimbayes import InputWarning, ModelSpec, fit, phantom, posterior_maps, read_tree, write_maps
 from ivimbayes.cli.main import app
 from ivimbayes.io.scans import write_scan
@@ -51,6 +52,11 @@ def small(phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> xr.Dataset:
 @pytest.fixture(scope="session")
 def small_maps(small: xr.Dataset, trusted: xr.DataTree) -> xr.Dataset:
     return posterior_maps(small, trusted, progress=False)
+
+
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ivimbayes.parallel, "ANSWER", "300ms")
 
 
 def same(a: xr.Dataset, b: xr.Dataset) -> None:
@@ -407,6 +413,7 @@ def test_workers_give_the_same_maps(
     ],
 )
 def test_bad_options(
+    short_wait: None,
     small: xr.Dataset,
     trusted: xr.DataTree,
     refused: Callable[..., str],
@@ -566,7 +573,7 @@ def test_overwriting_keeps_what_is_not_ours(folder: Path, tmp_path: Path) -> Non
         assert len(write_maps(made, tmp_path / "again")) == len(NAMES)
 
 
-def test_map_refuses_in_one_line(folder: Path, tmp_path: Path, command: Command) -> None:
+def test_map_refuses_in_one_line(folder: Path, tmp_path: Path, command: Command, short_wait: None) -> None:
     def error(*words: str) -> str:
         status, _, said = command("map", *words)
         assert status == 2
