@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ivimbayes import fit, phantom
+from ivimbayes import fit, phantom, write_tree
 from ivimbayes.cli import main as cli
 from ivimbayes.errors import InputError
 from ivimbayes.fitting.density import compile_density
 from ivimbayes.numerics.jit import Beside
+from ivimbayes.results.regions import region_tree
 from ivimbayes.voxelwise.posterior import missing_kernel
 
 Command = Callable[..., tuple[int, str, str]]
@@ -45,6 +46,20 @@ def phantom_scan() -> tuple[xr.Dataset, xr.Dataset]:
 def short_fit(phantom_scan: tuple[xr.Dataset, xr.Dataset]) -> xr.DataTree:
     """Three regions of the phantom, 20 voxels each, too short to be trusted."""
     return fit(phantom_scan[0], seed=3, cores=2, **SHORT)
+
+
+@pytest.fixture(scope="session")
+def short_file(short_fit: xr.DataTree, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `short_fit`, to be copied."""
+    path = tmp_path_factory.mktemp("short") / "posterior.nc"
+    write_tree(short_fit, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lone_fit(short_fit: xr.DataTree) -> xr.DataTree:
+    """The liver of `short_fit`, for pages that draw every region."""
+    return region_tree(short_fit, "liver")
 
 
 @dataclass

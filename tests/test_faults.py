@@ -263,10 +263,11 @@ def write_joined(tree: xr.DataTree, path: Path) -> None:
     write_regions(regions_of_fit(tree), path, tree["constant_data"]["affine"].values, tree.attrs)
 
 
-def test_regions_joined_in_a_file_are_those_joined_in_memory(short_fit: xr.DataTree, tmp_path: Path) -> None:
+def test_regions_joined_in_a_file_are_those_joined_in_memory(
+    short_fit: xr.DataTree, short_file: Path, tmp_path: Path
+) -> None:
     write_joined(short_fit, tmp_path / "joined.nc")
-    write_tree(short_fit, tmp_path / "whole.nc")
-    joined, whole = read_tree(tmp_path / "joined.nc"), read_tree(tmp_path / "whole.nc")
+    joined, whole = read_tree(tmp_path / "joined.nc"), read_tree(short_file)
     xr.testing.assert_identical(joined, whole)
     with open_tree(tmp_path / "joined.nc") as opened:
         assert opened.identical(whole)
@@ -438,7 +439,10 @@ def damaged(path: Path) -> None:
     path.write_bytes(bytes(raw))
 
 
-@pytest.mark.parametrize("what", ["chunk", "cut", "lost", "marks", "metadata", "dtype", "none"])
+@pytest.mark.parametrize(
+    "what",
+    ["chunk", "lost", "marks", *(pytest.param(w, marks=pytest.mark.slow) for w in ("cut", "metadata", "dtype", "none"))],
+)  # fmt: skip
 def test_a_damaged_store_is_computed_again(
     what: str, phantom_scan: tuple[xr.Dataset, xr.Dataset], short_fit: xr.DataTree, tmp_path: Path
 ) -> None:
@@ -467,7 +471,7 @@ def test_a_damaged_store_is_computed_again(
         assert found[name].values.tobytes() == wanted[name].values.tobytes(), name
 
 
-@pytest.mark.parametrize("load", [True, False])
+@pytest.mark.parametrize("load", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_draws_of_an_interrupted_fit(
     phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, monkeypatch: Any, load: bool
 ) -> None:
@@ -539,33 +543,38 @@ def test_a_region_that_does_not_converge_costs_bounded_draws(
     assert sampler.retry_factor(Mock(), plan.Settings()) == 3
 
 
-def stored(short_fit: xr.DataTree, path: Path, **attrs: Any) -> Path:
-    tree = short_fit.copy()
-    tree.attrs |= attrs
-    write_tree(tree, path)
+def stored(short_file: Path, path: Path, **attrs: Any) -> Path:
+    """A copy of a fit with other attributes."""
+    shutil.copy(short_file, path)
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(attrs)
     return path
 
 
-def test_fits_of_another_version(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
+def test_fits_of_another_version(
+    short_fit: xr.DataTree, short_file: Path, tmp_path: Path, refused: Refused
+) -> None:
     spec, priors = json.loads(short_fit.attrs["spec"]), json.loads(short_fit.attrs["priors"])
     path = tmp_path / "posterior.nc"
     for attrs in (
         {"spec": json.dumps(spec | {"new": 1})}, {"spec": json.dumps({k: v for k, v in spec.items() if k != "prior"})},
         {"spec": "[]"}, {"settings": "{"}, {"priors": json.dumps({k: v for k, v in priors.items() if k != "liver"})},
     ):  # fmt: skip
-        stored(short_fit, path, **attrs)
+        stored(short_file, path, **attrs)
         refused(lambda: read_fit(path), "posterior.nc", "this version", "run ivimbayes fit again")
     older = short_fit.copy()
     older["constant_data"] = xr.DataTree(older["constant_data"].to_dataset().drop_vars("level"))
     write_tree(older, path)
     refused(lambda: read_fit(path), "no level", "run ivimbayes fit again")
-    assert read_fit(stored(short_fit, path)).identical(read_tree(path))
-    refused(lambda: read_fit(stored(short_fit, path, settings="{"), large=0), "posterior.nc", "this version")
+    assert read_fit(stored(short_file, path)).identical(read_tree(path))
+    refused(lambda: read_fit(stored(short_file, path, settings="{"), large=0), "posterior.nc", "this version")
 
 
-def test_a_large_fit_stays_in_its_file(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
+def test_a_large_fit_stays_in_its_file(
+    short_fit: xr.DataTree, short_file: Path, tmp_path: Path, refused: Refused
+) -> None:
     """What is said of it is the same; damage anywhere is found before anything is said."""
-    path = stored(short_fit, tmp_path / "posterior.nc")
+    path = stored(short_file, tmp_path / "posterior.nc")
     with read_fit(path, large=0) as opened:
         assert not opened["posterior"]["f"].variable._in_memory
         diagnoses = diagnose(opened)
@@ -583,7 +592,7 @@ def test_a_large_fit_stays_in_its_file(short_fit: xr.DataTree, tmp_path: Path, r
         lambda: read_fit(path, large=0), "posterior.nc", "not a readable netCDF", "run ivimbayes fit again"
     )
     for name, value in (("scale_factor", "abc"), ("_Encoding", "none")):
-        stored(short_fit, path)
+        stored(short_file, path)
         with h5py.File(path, "r+") as file:
             file["posterior/f"].attrs[name] = value
             file["posterior/x"].attrs[name] = value
@@ -593,7 +602,7 @@ def test_a_large_fit_stays_in_its_file(short_fit: xr.DataTree, tmp_path: Path, r
 
 
 def test_netcdf_that_points_elsewhere_or_promises_too_much(
-    short_fit: xr.DataTree, tmp_path: Path, refused: Refused
+    short_file: Path, tmp_path: Path, refused: Refused
 ) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_bytes(bytes(800))
@@ -617,7 +626,7 @@ def test_netcdf_that_points_elsewhere_or_promises_too_much(
         file.create_group("/".join("abcdefghijklmnop"))
 
     for change, words in ((linked, "link"), (outside, "another file"), (huge, "promises"), (wide, "promises"), (round_about, "nested"), (deep, "nested")):  # fmt: skip
-        path = stored(short_fit, tmp_path / "posterior.nc")
+        path = stored(short_file, tmp_path / "posterior.nc")
         with h5py.File(path, "r+") as file:
             change(file)
         refused(lambda path=path: read_tree(path), "posterior.nc", words)
@@ -654,13 +663,15 @@ def test_messages_are_one_printable_line() -> None:
         assert said.startswith("a\\x1b]0;x\\x07\\nkidney")
 
 
-def test_texts_that_do_not_print(tmp_path: Path, short_fit: xr.DataTree, refused: Refused) -> None:
+def test_texts_that_do_not_print(
+    tmp_path: Path, short_fit: xr.DataTree, short_file: Path, refused: Refused
+) -> None:
     text = '[liver]\nnote = "a\\u001b[2K"\ncentre = {f = 0.2, D = 1e-3, D_star = 2e-2}\nwidth = {f = 1.0, D = 0.4, D_star = 1.0}\n'
     (tmp_path / "p.toml").write_text(text)
     refused(lambda: read_priors(tmp_path / "p.toml"), "printable")
     priors = json.loads(short_fit.attrs["priors"])
     path = stored(
-        short_fit, tmp_path / "posterior.nc", priors=json.dumps(priors | {"a\x1b[2K": priors["liver"]})
+        short_file, tmp_path / "posterior.nc", priors=json.dumps(priors | {"a\x1b[2K": priors["liver"]})
     )
     refused(lambda: read_fit(path), "posterior.nc")
     (tmp_path / "logs").mkdir()
@@ -698,8 +709,8 @@ published = [{source = "A et al.\u00a02010", f = 0.2, doi = "10.1/2", b = [0, 80
     assert prior.published[0]["source"] == "A et al. 2010"
 
 
-def test_texts_nested_deeply_are_refused(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
-    path = stored(short_fit, tmp_path / "posterior.nc", spec="[" * 50_000)
+def test_texts_nested_deeply_are_refused(short_file: Path, tmp_path: Path, refused: Refused) -> None:
+    path = stored(short_file, tmp_path / "posterior.nc", spec="[" * 50_000)
     (tmp_path / "summary.tsv").write_text("roi\tverdict\nliver\tconverged\n")
     refused(lambda: read_fit(path), "nested too deeply")
     refused(lambda: region_estimates([path]), "nested too deeply")

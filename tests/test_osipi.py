@@ -62,7 +62,7 @@ def differ(found: dict[str, np.ndarray], exact: dict[str, tuple[float, float]]) 
     ]
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.02, 0.0005])
+@pytest.mark.parametrize("noise", [0.1, pytest.param(0.02, marks=pytest.mark.slow), 0.0005])
 def test_agrees_with_sums_over_a_grid(noise: float) -> None:
     y = curve(noise, 5)
     exact = on_grid(y)

@@ -377,6 +377,7 @@ def test_a_run_that_was_cut_short_is_done_again(study: Path, copied: Path, plain
     assert not (folder / "sub-01_ses-1_model-ivim_param-f_desc-old_dwimap.json").exists()
 
 
+@pytest.mark.slow
 def test_a_command_that_was_ended_continues(
     study: Path,
     tmp_path: Path,
@@ -441,6 +442,7 @@ def damage(root: Path) -> dict[str, str]:
     return {"sub-01_ses-1": "'many' is not a number", "sub-01_ses-2": "no voxel of region 'spleen'", "sub-02_ses-1": "no label image"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_broken_runs_are_named_and_the_rest_finishes(
     own: Path, study: Path, tmp_path: Path, plain_reports: None, run: Command
 ) -> None:

@@ -95,6 +95,12 @@ def right() -> xr.Dataset:
     return ib.calibrate(MONO, B, 60, voxels=5, seed=1, **SHORT)
 
 
+@pytest.fixture(scope="module")
+def six() -> xr.Dataset:
+    return ib.calibrate(MONO, B, 6, voxels=5, seed=1, **SHORT)
+
+
+@pytest.mark.slow
 def test_ranks_of_the_right_model_are_uniform(right: xr.Dataset) -> None:
     """Eight quantities, each outside its band in 1 of 100 runs if the model is right; the seed is fixed."""
     table = ib.check_calibration(right)
@@ -104,19 +110,20 @@ def test_ranks_of_the_right_model_are_uniform(right: xr.Dataset) -> None:
     assert right["rank"].values.max() < 1
 
 
+@pytest.mark.slow
 def test_wrong_noise_is_given_away() -> None:
     result = ib.calibrate(MONO, B, 40, voxels=5, noise_factor=2.0, seed=1, **SHORT)
     table = ib.check_calibration(result).set_index("quantity")
     assert not table.loc["sigma", "inside"]
 
 
-def test_replicates_are_kept_and_added_to(tmp_path: Path, right: xr.Dataset) -> None:
+def test_replicates_are_kept_and_added_to(tmp_path: Path, six: xr.Dataset) -> None:
     file = tmp_path / "ranks.nc"
     first = ib.calibrate(MONO, B, 4, voxels=5, seed=1, checkpoint=file, **SHORT)
     again = ib.calibrate(MONO, B, 6, voxels=5, seed=1, checkpoint=file, **SHORT)
     for name in ("rank", "truth", "mean"):
         np.testing.assert_array_equal(first[name], again[name][:4])
-        np.testing.assert_array_equal(again[name], right[name][:6])
+        np.testing.assert_array_equal(again[name], six[name])
     assert ib.read_calibration(file).sizes["replicate"] == 6
 
 
@@ -168,8 +175,8 @@ def test_bad_input_is_refused(options: dict, words: tuple[str, ...], refused: Ca
     refused(lambda: ib.calibrate(MONO, **given), *words)
 
 
-def test_few_replicates_are_not_judged(right: xr.Dataset, refused: Callable[..., str]) -> None:
-    refused(lambda: ib.check_calibration(right.isel(replicate=slice(10))), "10 replicates", "20")
+def test_few_replicates_are_not_judged(six: xr.Dataset, refused: Callable[..., str]) -> None:
+    refused(lambda: ib.check_calibration(six), "6 replicates", "20")
 
 
 def test_the_check_sees_narrow_wide_and_shifted_posteriors() -> None:
@@ -195,16 +202,16 @@ def test_the_check_sees_narrow_wide_and_shifted_posteriors() -> None:
     plt.close("all")
 
 
-def test_the_plot_shows_the_ranks(right: xr.Dataset, refused: Callable[..., str]) -> None:
-    axes = ib.plot_calibration(right, ["sigma", "mu[D]"])
+def test_the_plot_shows_the_ranks(six: xr.Dataset, refused: Callable[..., str]) -> None:
+    axes = ib.plot_calibration(six, ["sigma", "mu[D]"])
     assert [ax.get_title() for ax in axes] == ["sigma", "mu[D]"]
-    rank = right["rank"].sel(quantity="sigma").values
+    rank = six["rank"].sel(quantity="sigma").values
     x, y = axes[0].lines[0].get_data()
     for at in (0.25, 0.5, 0.75):
         nearest = np.argmin(np.abs(np.asarray(x) - at))
         assert y[nearest] == pytest.approx((rank <= x[nearest]).mean() - x[nearest])
     plt.close("all")
-    refused(lambda: ib.plot_calibration(right, ["tau"]), "'tau'", "sigma")
+    refused(lambda: ib.plot_calibration(six, ["tau"]), "'tau'", "sigma")
 
 
 def test_command_writes_its_results(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import xarray as xr
 from conftest import SHORT, B
 from scipy.stats import norm
 
-from ivimbayes import ModelSpec, fit, prior_sensitivity, simulate, tissue_prior, write_tree
+from ivimbayes import ModelSpec, fit, prior_sensitivity, simulate, tissue_prior
 from ivimbayes.checks.sensitivity import (
     COLUMNS,
     CONFLICT,
@@ -223,9 +224,9 @@ def test_refusals(short_fit: xr.DataTree, refused: Callable[..., str]) -> None:
 
 
 def test_summary_prints_it_when_asked(
-    short_fit: xr.DataTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_tree(short_fit, tmp_path / "posterior.nc")
+    shutil.copy(short_file, tmp_path)
     summary_command(tmp_path, sensitivity=True)
     more = capsys.readouterr().out
     assert (

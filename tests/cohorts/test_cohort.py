@@ -1,5 +1,6 @@
 """The level above regions: against dense algebra, brute force, the joint model; coverage; bad input."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,7 +26,6 @@ from ivimbayes import (
     read_cohort,
     region_estimates,
     scan_table,
-    write_tree,
 )
 from ivimbayes.cohorts.adaptive import draw_density
 from ivimbayes.cohorts.density import Density, draw_means, marginal
@@ -310,7 +310,7 @@ def test_contrasts_that_are_refused(cohort: xr.DataTree, refused: Refused) -> No
     refused(lambda: scan_table(xr.DataTree()), "fit_cohort")
 
 
-def test_what_fits_say(short_fit: xr.DataTree, tmp_path: Path, refused: Refused) -> None:
+def test_what_fits_say(short_fit: xr.DataTree, short_file: Path, tmp_path: Path, refused: Refused) -> None:
     with pytest.warns(InputWarning) if _failed(short_fit) else _nothing():
         found = region_estimates([short_fit, short_fit])
     regions = short_fit["posterior"]["roi"].values.tolist()
@@ -320,13 +320,13 @@ def test_what_fits_say(short_fit: xr.DataTree, tmp_path: Path, refused: Refused)
         mu = short_fit["posterior"]["mu"].sel(roi=roi).values.reshape(-1, 3)
         assert found["mean"].sel(roi=roi).values[0] == pytest.approx(mu.mean(axis=0))
         assert found["covariance"].sel(roi=roi).values[1] == pytest.approx(np.cov(mu.T))
-    write_tree(short_fit, tmp_path / "posterior.nc")
+    shutil.copy(short_file, tmp_path)
     refused(lambda: region_estimates([tmp_path]), "summary.tsv", "verdicts")
     failed = regions[0]
     table = pd.DataFrame({"roi": regions, "verdict": ["failed", *["converged"] * (len(regions) - 1)]})
     table.to_csv(tmp_path / "summary.tsv", sep="\t", index=False)
     (tmp_path / "other").mkdir()
-    write_tree(short_fit, tmp_path / "other" / "posterior.nc")
+    shutil.copy(short_file, tmp_path / "other")
     table.assign(verdict="doubtful").to_csv(tmp_path / "other" / "summary.tsv", sep="\t", index=False)
     with pytest.warns(InputWarning, match=f"{failed!r} of fit 1"):
         stored = region_estimates([tmp_path / "posterior.nc", tmp_path / "other"])
@@ -437,12 +437,12 @@ def test_the_plot_shows_each_scan(cohort: xr.DataTree, refused: Refused) -> None
 
 
 @pytest.fixture
-def stored(short_fit: xr.DataTree, tmp_path: Path) -> Path:
+def stored(short_fit: xr.DataTree, short_file: Path, tmp_path: Path) -> Path:
     """A design of four scans of two subjects, whose results are all the same; the path of its table."""
     for name in ("a1", "a2", "b1", "b2"):
         folder = tmp_path / name
         folder.mkdir()
-        write_tree(short_fit, folder / "posterior.nc")
+        shutil.copy(short_file, folder)
         regions = short_fit["posterior"]["roi"].values
         pd.DataFrame({"roi": regions, "verdict": "converged"}).to_csv(folder / "summary.tsv", sep="\t")
     path = tmp_path / "design.tsv"

@@ -258,9 +258,9 @@ def test_maps_are_read_as_written(maps: xr.Dataset, tmp_path: Path) -> None:
 
 
 def test_a_page_that_fails_leaves_nothing(
-    short_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lone_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_report(short_fit, tmp_path / "r.html", maps=maps.assign(status=3 * (maps["status"] > 0)))
+    path = write_report(lone_fit, tmp_path / "r.html", maps=maps.assign(status=3 * (maps["status"] > 0)))
     assert "No voxel has numbers" in Page(path.read_text(encoding="utf-8")).text
     path.unlink()
 
@@ -269,12 +269,12 @@ def test_a_page_that_fails_leaves_nothing(
 
     monkeypatch.setattr("ivimbayes.reporting.page.plot_predictive", fail)
     with pytest.raises(InputError, match="no ink"):
-        write_report(short_fit, tmp_path / "r.html")
+        write_report(lone_fit, tmp_path / "r.html")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_report_from_the_shell(short_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path) -> None:
-    write_tree(short_fit, tmp_path / "posterior.nc")
+def test_report_from_the_shell(lone_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path) -> None:
+    write_tree(lone_fit, tmp_path / "posterior.nc")
     write_maps(maps, tmp_path / "maps")
     done = CliRunner().invoke(app, ["report", str(tmp_path), "--title", "Volunteer 1"])
     assert done.exit_code == 0 and done.output == f"written to {tmp_path / 'report.html'}\n"
@@ -287,7 +287,8 @@ def test_report_from_the_shell(short_fit: xr.DataTree, maps: xr.Dataset, tmp_pat
 
 def test_report_of_a_single_parameter(phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path) -> None:
     short = {"draws": 50, "tune": 50, "chains": 2, "voxels_per_roi": 6, "retry": False, "progress": False}
-    tree = fit(phantom_scan[0], ModelSpec(signal="monoexponential"), **short)
+    scan = phantom_scan[0].assign(roi=phantom_scan[0]["roi"].where(phantom_scan[0]["roi"] == 1, 0))
+    tree = fit(scan.assign_attrs(roi_names='{"1": "liver"}'), ModelSpec(signal="monoexponential"), **short)
     write_report(tree, tmp_path / "report.html")
     assert "mono-exponential" in (tmp_path / "report.html").read_text(encoding="utf-8")
 

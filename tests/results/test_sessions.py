@@ -1,5 +1,6 @@
 """Two fits compared: differences, practical equivalence, repeatability, and what cannot be compared."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,14 +127,15 @@ def test_what_cannot_be_compared_is_refused(short_fit: xr.DataTree, refused: Cal
 
 
 @pytest.fixture
-def folders(short_fit: xr.DataTree, tmp_path: Path) -> tuple[Path, Path]:
+def folders(short_fit: xr.DataTree, short_file: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Two fits of different data, as ivimbayes fit leaves them."""
     after = moved(short_fit, "liver", {"f": 1.6})
     observed = after["observed_data"].to_dataset()
     after["observed_data"] = xr.DataTree(observed * 1.01)
-    for name, tree in (("before", short_fit), ("after", after)):
+    for name in ("before", "after"):
         (tmp_path / name).mkdir()
-        ib.write_tree(tree, tmp_path / name / "posterior.nc")
+    shutil.copy(short_file, tmp_path / "before")
+    ib.write_tree(after, tmp_path / "after" / "posterior.nc")
     return tmp_path / "before", tmp_path / "after"
 
 

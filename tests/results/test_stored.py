@@ -81,9 +81,8 @@ def test_record_of_a_region(short_fit: xr.DataTree) -> None:
         fit.voxels("spine")
 
 
-def test_an_open_file_is_read_a_region_at_a_time(short_fit: xr.DataTree, tmp_path: Path) -> None:
-    write_tree(short_fit, tmp_path / "posterior.nc")
-    with open_tree(tmp_path / "posterior.nc") as tree:
+def test_an_open_file_is_read_a_region_at_a_time(short_fit: xr.DataTree, short_file: Path) -> None:
+    with open_tree(short_file) as tree:
         fit = FitView.of(tree)
         region = fit.region(fit.regions[1])
         drawn = take_region(fit.posterior, fit.regions[1])
