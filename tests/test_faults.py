@@ -298,15 +298,23 @@ def test_a_variable_of_later_regions_is_nan_in_the_first(short_fit: xr.DataTree,
     assert joined["second_probability"].notnull().any()
 
 
+def two_regions(scan: xr.Dataset) -> xr.Dataset:
+    """The liver and the kidney of a slice of the phantom."""
+    few = scan.isel(z=[0])
+    names = '{"1": "liver", "2": "kidney"}'
+    return few.assign(roi=few["roi"].where(few["roi"] < 3, 0)).assign_attrs(roi_names=names)
+
+
 def test_one_parameter_has_no_pairs(
     phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, refused: Refused
 ) -> None:
     """Whose correlations are an array of size zero."""
     options: dict[str, Any] = {"seed": 2, "voxels_per_roi": 5, **SHORT}
+    scan = two_regions(phantom_scan[0])
     spec = ModelSpec(signal="monoexponential")
-    memory = fit(phantom_scan[0], spec, **options)
+    memory = fit(scan, spec, **options)
     assert memory["posterior"]["correlation"].size == 0
-    with fit(phantom_scan[0], spec, checkpoint=tmp_path, load=False, **options) as opened:
+    with fit(scan, spec, checkpoint=tmp_path, load=False, **options) as opened:
         xr.testing.assert_identical(
             opened["posterior"].to_dataset().compute(),
             read_tree(tmp_path / "posterior.nc")["posterior"].to_dataset(),
@@ -324,8 +332,8 @@ def test_one_parameter_has_no_pairs(
     )
     for left in ("interrupted.nc", ".part-1-posterior.nc"):
         (tmp_path / left).touch()
-    fit(phantom_scan[0], spec, checkpoint=tmp_path, load=False, **options).close()
-    assert {p.name for p in tmp_path.iterdir()} == {"posterior.nc", *(f"region-{k}.nc" for k in (1, 2, 3))}
+    fit(scan, spec, checkpoint=tmp_path, load=False, **options).close()
+    assert {p.name for p in tmp_path.iterdir()} == {"posterior.nc", "region-1.nc", "region-2.nc"}
 
 
 @pytest.mark.parametrize("write", [3, 40, 200])
@@ -483,22 +491,22 @@ def test_draws_of_an_interrupted_fit(
         self.stopped.wait()
         started.append(options["seed"])
         whole = real(sampler.SamplerPool(), **options)
-        return whole.isel(draw=slice(0, 60 + len(started) % 3))
+        return whole.isel(draw=slice(0, 60 + len(started) % 2))
 
     def interrupt(_: Any) -> Any:
         raise KeyboardInterrupt
 
-    scan = phantom_scan[0].isel(z=[0])
+    scan = two_regions(phantom_scan[0])
     with monkeypatch.context() as patch:
         patch.setattr(sampler.SamplerPool, "run", stopped_early)
         patch.setattr(sampling, "as_completed", interrupt)
         with pytest.raises(FitInterrupted) as stop:
-            fit(scan, seed=8, checkpoint=tmp_path / "kept", load=load, cores=6, **SHORT)
+            fit(scan, seed=8, checkpoint=tmp_path / "kept", load=load, cores=4, **SHORT)
     kept = read_tree(stop.value.kept)
     assert stop.value.tree is not None and kept.identical(stop.value.tree)
     assert stop.value.kept == str(tmp_path / "kept" / "interrupted.nc")
     assert dict(kept["posterior"].sizes)["draw"] == 60
-    assert kept["posterior"]["roi"].values.tolist() == ["liver", "kidney", "pancreas"]
+    assert kept["posterior"]["roi"].values.tolist() == ["liver", "kidney"]
     for diagnosis in diagnose(kept).values():
         assert diagnosis.verdict in ("doubtful", "failed")
         assert any("interrupted after 6" in finding.what for finding in diagnosis.findings)

@@ -428,8 +428,9 @@ def _take(
     """Take a region's result; write the run if it was the last."""
     if isinstance(result, Exception):
         raise _of_region(job.name, result)
-    opened.results[job.name] = FinishedRegion(None, job.file(out / KEPT), job.key)
-    if len(opened.results) < len(opened.plan.chosen):
+    last = len(opened.results) == len(opened.plan.chosen) - 1  # the others are read again when it is done
+    opened.results[job.name] = FinishedRegion(result if last else None, job.file(out / KEPT), job.key)
+    if not last:
         return None
     run, scan = opened.run, opened.scan
     read = json.loads(scan.attrs["inputs"])

@@ -187,7 +187,7 @@ def _sample(job: RegionJob, cores: int = 1) -> xr.DataTree:
 def _keep(job: RegionJob, tree: xr.DataTree, folder: Path) -> xr.DataTree:
     path = job.file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tree(tree, path)
+    write_tree(tree, path, hasty=True)
     return tree
 
 

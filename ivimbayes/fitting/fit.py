@@ -30,6 +30,7 @@ from ivimbayes.progress import FitProgress
 from ivimbayes.protocol.check import require_protocol
 
 JOINED, INTERRUPTED = "posterior.nc", "interrupted.nc"
+HELD_BYTES = 2**26  # of finished regions that need not be read again: four of 200 voxels
 
 
 def fit(
@@ -209,9 +210,10 @@ def _sample_all(
     """Sample every chain of every region, `cores` at a time; collect a region when its chains are done.
 
     Regions are begun when there is little left to do for the cores. Those kept on the disk are read again
-    later, unless they are to be loaded.
+    later, unless they are to be loaded; the first `HELD_BYTES` stay in memory too.
     """
     results: dict[str, FinishedRegion] = {}
+    held = 0
     running = SamplerPool()
     pool = ThreadPoolExecutor(cores)
     try:
@@ -256,7 +258,9 @@ def _sample_all(
                 Path(checkpoint).mkdir(parents=True, exist_ok=True)
                 path = checkpoint_file(checkpoint, task)
                 write_tree(tree, path, hasty=True)
-            results[task.name] = FinishedRegion(tree if load else None, path, keys[task.name])
+            held += tree.nbytes
+            stays = load or held <= HELD_BYTES
+            results[task.name] = FinishedRegion(tree if stays else None, path, keys[task.name])
             del parts[task.name, attempt], chains, drawn, tree  # only now: an interruption finds them
             bars.done(task.name)
     except KeyboardInterrupt:

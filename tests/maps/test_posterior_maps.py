@@ -504,7 +504,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "30",
         "--quiet",
     ]
-    result = runner.invoke(app, [*words, "--draws", "300", "--no-retry"], catch_exceptions=False)
+    result = runner.invoke(
+        app,
+        [*words, "--draws", "300", "--tune", "300", "--chains", "2", "--no-retry"],
+        catch_exceptions=False,
+    )
     assert result.exit_code == 0, result.output
     assert "maps: 160 voxels" in result.output
     return made
