@@ -28,16 +28,11 @@ from ivimbayes.plotting.regions import plot_decay, plot_predictive, plot_regions
 from ivimbayes.plotting.style import unit_of
 from ivimbayes.reporting.methods import describe_methods
 from ivimbayes.reporting.slices import draw_slices, has_numbers
-from ivimbayes.results.diagnosis import VERDICTS, Diagnosis, diagnose
+from ivimbayes.results.diagnosis import MEANINGS, VERDICTS, Diagnosis, diagnose
 from ivimbayes.results.stored import FitView
 from ivimbayes.results.summary import summarize
 
 FIGURES_AT_MOST = 40  # regions with figures of their own, for the size of the page
-MEANINGS = {
-    "converged": "the sampling can be trusted; whether the model fits is another question",
-    "doubtful": "read the reasons before using the values",
-    "failed": "the values are not to be used",
-}
 
 
 def write_report(

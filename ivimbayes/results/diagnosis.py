@@ -24,24 +24,18 @@ from ivimbayes.models.signals import PARAMETERS, SIGNALS, Signal
 from ivimbayes.results.regions import take_region
 from ivimbayes.results.stored import FitView
 
-VERDICTS = ("converged", "doubtful", "failed")
-
-
-R_HAT_VOXEL = 1.05
-
-
-IDENTIFIED = 0.5
-
-
+MEANINGS = {
+    "converged": "the sampling can be trusted; whether the model fits is another question",
+    "doubtful": "read the reasons before using the values",
+    "failed": "the values are not to be used",
+}
+VERDICTS = tuple(MEANINGS)
 LEVELS = ("failed", "doubtful", "caution", "note")
 
-
+R_HAT_VOXEL = 1.05
+IDENTIFIED = 0.5
 KURTOTIC_B = 1000.0  # s/mm2
-
-
 GAUSSIAN_SNR = 5.0  # at the highest b; below it magnitudes need Rician noise
-
-
 MODE_WEIGHT, MODE_VALLEY, MODE_DRAWS = 0.05, 0.6, 4000
 
 
