@@ -26,7 +26,7 @@ def test_every_signal_and_noise_covers_the_truth(capsys: pytest.CaptureFixture[s
     for n, signal in enumerate(SIGNALS):
         each = []
         for m, noise in enumerate(NOISES):
-            inside, error = recovery.study(signal, noise, 24, seed=50 + 3 * n + m)
+            inside, error = recovery.study(signal, noise, 24, seed=50 + 3 * n + m, chains=2)
             assert abs(error.mean()) < 0.5  # of posterior sd: a bias as large would halve the coverage
             each.append(inside)
         names = SIGNALS[signal].parameters

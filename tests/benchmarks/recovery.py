@@ -40,11 +40,12 @@ def covered(tree: xr.DataTree, truth: xr.Dataset, names: tuple[str, ...]) -> dic
 
 
 def study(
-    signal: str, noise: str, regions: int, seed: int, snr: float = 30
+    signal: str, noise: str, regions: int, seed: int, snr: float = 30, chains: int = 4
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Coverage by value, and the errors of region means in theta over the posterior's sd (roi, parameter)."""
     scan, truth = simulate(B, snr, voxels=VOXELS, regions=regions, signal=signal, noise=noise, seed=seed)
-    tree = fit(scan, ModelSpec(signal, noise), draws=1000, tune=500, seed=seed, retry=False, progress=False)
+    options = {"draws": 1000, "tune": 500, "chains": chains, "retry": False, "progress": False}
+    tree = fit(scan, ModelSpec(signal, noise), seed=seed, **options)
     model, posterior = SIGNALS[signal], tree["posterior"].to_dataset()
     theta = np.stack(model.theta(*(truth[f"{p}_roi"].values for p in model.parameters)), axis=-1)
     mu = posterior["mu"]
