@@ -305,6 +305,7 @@ def two_regions(scan: xr.Dataset) -> xr.Dataset:
     return few.assign(roi=few["roi"].where(few["roi"] < 3, 0)).assign_attrs(roi_names=names)
 
 
+@pytest.mark.slow
 def test_one_parameter_has_no_pairs(
     phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, refused: Refused
 ) -> None:

@@ -368,6 +368,7 @@ def test_changed_files_are_noticed_and_replaced(
     assert set(run_participant(own, copied, **options)["status"]) == {"already done"}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_is_done_again(study: Path, copied: Path, plain_reports: None) -> None:
     folder = copied / "sub-01/ses-1/dwi"
     (folder / "sub-01_ses-1_model-ivim_summary.tsv").unlink()
@@ -473,6 +474,7 @@ def test_a_damaged_image_is_named(own: Path, tmp_path: Path, plain_reports: None
     assert "damaged" in table.loc["sub-02_ses-2", "reason"]
 
 
+@pytest.mark.slow
 def test_a_sampler_that_fails_is_named(
     study: Path, tmp_path: Path, plain_reports: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

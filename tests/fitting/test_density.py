@@ -30,7 +30,7 @@ CASES = [
     ("normal", "mean"),
 ]
 MORE = [
-    ("student_t", "voxel", "monoexponential", "rician"),
+    pytest.param("student_t", "voxel", "monoexponential", "rician", marks=pytest.mark.slow),
     ("normal", "mean", "simplified", "student_t"),
     ("normal", "voxel", "stretched", "gaussian"),
 ]

@@ -555,6 +555,7 @@ def test_map_command(folder: Path, tmp_path: Path, form: str) -> None:
     assert len(list((tmp_path / "m").glob(".*"))) == 0
 
 
+@pytest.mark.slow
 def test_overwriting_keeps_what_is_not_ours(folder: Path, tmp_path: Path) -> None:
     words = [
         "map",

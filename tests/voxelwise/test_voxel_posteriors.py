@@ -119,7 +119,9 @@ def on_grid(
     return mean, sd, float(logsumexp(joint) + cell - lone)
 
 
-@pytest.mark.parametrize(("rician", "nu"), [(False, 0.0), (False, 5.0), (True, 0.0)])
+@pytest.mark.parametrize(
+    ("rician", "nu"), [(False, 0.0), pytest.param(False, 5.0, marks=pytest.mark.slow), (True, 0.0)]
+)
 def test_against_quadrature(rician: bool, nu: float) -> None:
     signal, _ = voxels(2, rician, seed=4)
     out, _ = run(signal, rician=rician, nu=nu, draws=2048)
