@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,15 @@ def short_file(short_fit: xr.DataTree, tmp_path_factory: pytest.TempPathFactory)
 def lone_fit(short_fit: xr.DataTree) -> xr.DataTree:
     """The liver of `short_fit`, for pages that draw every region."""
     return region_tree(short_fit, "liver")
+
+
+@pytest.fixture
+def interpreted() -> Iterator[None]:
+    """PyTensor's graphs run in Python: a test evaluates each a few times, and compiling takes seconds."""
+    import pytensor
+
+    with pytensor.config.change_flags(mode="FAST_COMPILE"):
+        yield
 
 
 @dataclass

@@ -22,6 +22,8 @@ from ivimbayes.models.spec import ModelSpec
 from ivimbayes.numerics.arithmetic import exponentials
 from ivimbayes.simulation.regions import simulate
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to rounding, and unsorted
 CASES = [
     ("normal", "voxel"),
@@ -76,7 +78,7 @@ def points(data: dict[str, np.ndarray], level: str, count: int, population: str 
 def test_density_and_gradient_are_those_of_pymc(population: str, level: str, signal: str, noise: str) -> None:
     data, spec = region(population, level, signal, noise)
     block, model = pack_region(data, spec, level), build_model(data, spec, level)
-    reference = model.logp_dlogp_function(ravel_inputs=True, mode="FAST_COMPILE")
+    reference = model.logp_dlogp_function(ravel_inputs=True)
     reference.set_extra_values({})
     assert coordinates(block) == sum(v.size for v in model.initial_point().values())
     for x in points(data, level, 5, population):

@@ -20,6 +20,8 @@ from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import ModelSpec
 from ivimbayes.simulation.regions import simulate
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 B = [0, 10, 40, 100, 200, 400, 600, 800]
 V = 6
 

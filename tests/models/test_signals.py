@@ -10,6 +10,8 @@ from ivimbayes.models.names import SIGNAL_NAMES
 from ivimbayes.models.parameters import LOG, LOGIT, PARAMETERS, Link
 from ivimbayes.models.signals import DECAYS, SIGNALS
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 B = np.array([0.0, 10, 50, 200, 800])
 CENTRES = {"f": -2, "f_fast": 0.3, "D": -6.8, "D_star": -4, "D_star_fast": -2.5, "K": -0.3, "alpha": 1.1}
 
