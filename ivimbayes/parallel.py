@@ -7,7 +7,7 @@ from typing import Any
 
 from ivimbayes.errors import InputError
 
-ANSWER = "5s"  # how long a scheduler is waited for
+ANSWER = "5s"  # how long to wait for a scheduler
 
 
 def count_cores() -> int:

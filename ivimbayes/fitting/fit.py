@@ -119,7 +119,7 @@ def fit(
         try:
             results = _sample_all(tasks, settings, cores, bars, checkpoint, load)
         except Interrupted as stop:
-            raise _interruption(stop.regions, scan, plan, checkpoint) from None
+            raise _interruption(stop.regions, scan, plan, checkpoint, load) from None
         if load:
             return finish_fit({name: region.read() for name, region in results.items()}, scan, plan)
         assert checkpoint is not None
@@ -301,7 +301,11 @@ def _unfinished(
 
 
 def _interruption(
-    regions: Mapping[str, FinishedRegion], scan: xr.Dataset, plan: FitPlan, checkpoint: str | Path | None
+    regions: Mapping[str, FinishedRegion],
+    scan: xr.Dataset,
+    plan: FitPlan,
+    checkpoint: str | Path | None,
+    load: bool,
 ) -> FitInterrupted:
     """Join the draws of an interrupted fit, mark them and store them."""
     if not regions:
@@ -312,7 +316,7 @@ def _interruption(
     path = Path(checkpoint) / INTERRUPTED
     path.parent.mkdir(parents=True, exist_ok=True)
     tree = finish_file(cut, scan, plan, path)
-    if all(region.tree is not None for region in regions.values()):
+    if load:
         tree.close()
         tree = read_tree(path)
     return FitInterrupted(tree, str(path))
