@@ -2,115 +2,62 @@
 """Log-density of a region in its sampling space, and the gradient, compiled once on a machine.
 
 The density is that of `build_model`, in the same unconstrained coordinates: mu, ln sd, logit of the partial
-correlations, S0_roi, ln S0_sd, ln sigma, of a mixture also logit share and shift over sd, and z of every
-voxel (see `Informed`); of a mean curve ln sigma and z. Latent of a voxel are its P parameters theta and,
-where the noise does not let S0 be integrated out, S0, whose population is independent of theta's: Q in all.
-The gradient is written by hand. Voxels lie on the last axis of every array, up to `BLOCK` in a block, so that
-the inner loops vectorise. Padding voxels in the last block have the weight 0 (`present`).
+correlations, S0_roi, ln S0_sd, ln sigma, of a mixture also logit share and shift over sd, with image effects
+ln of their standard deviation, z of every voxel (see `Informed`), and with image effects z of each image (see
+`ivimbayes.fitting.image_effects`); of a mean curve ln sigma and z. The gradient is written by hand. What a
+block of voxels adds is in `ivimbayes.fitting.blocks`.
 """
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 from numba import types
 
+from ivimbayes.fitting.blocks import (
+    INVERSE,
+    S_SUM,
+    THETA,
+    THETA_BAR,
+    Z,
+    Z_BAR,
+    adjoint_of_block,
+    back_from_theta,
+    block_curve,
+    block_noise,
+    locate,
+    mix,
+    population,
+    read_z,
+    total_of,
+)
+from ivimbayes.fitting.image_effects import (
+    effects_adjoint,
+    effects_prior,
+    find_effects,
+    moved_centre,
+    moved_centre_adjoint,
+    reflect,
+)
 from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
-from ivimbayes.models.spec import SECOND_SHAPES, SECOND_SHIFT
+from ivimbayes.models.spec import IMAGE_SCALE, SECOND_SHAPES, SECOND_SHIFT
 from ivimbayes.numerics.arithmetic import Array, scalar_logistic
 from ivimbayes.numerics.jit import (
-    Cube,
-    Cubes,
-    Matrix,
-    Vector,
-    allocating_jit,
-    c_function,
-    jit,
-    load,
-    missing,
-    separate,
-)
+    Cubes, Matrix, Vector, allocating_jit, c_function, jit, load, missing, separate,
+)  # fmt: skip
 from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
-from ivimbayes.numerics.signals import Form, Shape, make_shape, signal_adjoint, signal_curve
-from ivimbayes.numerics.triangular import (
-    cholesky_adjoint,
-    cholesky_blocks,
-    inverse_gram,
-    multiply,
-    partial_cholesky,
-    product,
-    solve_lower,
-    solve_upper,
-)
-
-# Scratch of a block of voxels. Few arrays are handed to the functions below, since each is copied at a call.
-FACTOR, FACTOR_BAR, SQUARE, MORE_SQUARE, S_SUM = range(5)  # of `squares` (5, Q, Q, voxel)
-INVERSE, RIGHT, U, Z, THETA, THETA_BAR, Z_BAR, E_BAR, DEVIATION, PULL = range(10)  # of `rows` (10, Q, voxel)
-
-
-@separate()
-def locate(S: Matrix, shift: Vector, Lambda: Cube, eta: Matrix, squares: Cubes, rows: Cube) -> None:
-    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu."""
-    F, inverse, a, u, z, theta = squares[FACTOR], rows[INVERSE], rows[RIGHT], rows[U], rows[Z], rows[THETA]
-    lanes = z.shape[1]
-    cholesky_blocks(S, Lambda, F, inverse)
-    for i in range(z.shape[0]):
-        for w in range(lanes):
-            a[i, w] = shift[i] + eta[i, w]
-    solve_lower(F, inverse, a, u)
-    for i in range(z.shape[0]):
-        for w in range(lanes):
-            a[i, w] = u[i, w] + z[i, w]
-    solve_upper(F, inverse, a, theta)
-
-
-@separate()
-def back_from_theta(present: Vector, e_sum: Matrix, squares: Cubes, rows: Cube) -> None:
-    """Adjoints of `locate`: of z; those of Sigma⁻¹ and of shift + eta added to their sums."""
-    F, F_bar, R, X = squares[FACTOR], squares[FACTOR_BAR], squares[SQUARE], squares[MORE_SQUARE]
-    S_sum, inverse, u, theta = squares[S_SUM], rows[INVERSE], rows[U], rows[THETA]
-    theta_bar, z_bar, e_bar = rows[THETA_BAR], rows[Z_BAR], rows[E_BAR]
-    Q, lanes = theta.shape
-    solve_lower(F, inverse, theta_bar, z_bar)
-    solve_upper(F, inverse, z_bar, e_bar)
-    for i in range(Q):
-        for j in range(i + 1):
-            for w in range(lanes):
-                F_bar[i, j, w] = -theta[i, w] * z_bar[j, w] - e_bar[i, w] * u[j, w]
-        for w in range(lanes):
-            F_bar[i, i, w] -= inverse[i, w]
-    cholesky_adjoint(F, inverse, F_bar, R, X)
-    for i in range(Q):
-        for j in range(i + 1):
-            for w in range(lanes):
-                S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
-        for w in range(lanes):
-            e_sum[i, w] += present[w] * e_bar[i, w]
-
-
-@jit
-def read_z(x, start, count, z):
-    """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
-    P, lanes = z.shape
-    for w in range(count):
-        for i in range(P):
-            z[i, w] = x[start + w * P + i]
-    for w in range(count, lanes):
-        for i in range(P):
-            z[i, w] = 0.0
-
-
-# ---------------------------------------------------------------- the region
+from ivimbayes.numerics.signals import make_shapes, shape_at
+from ivimbayes.numerics.triangular import inverse_gram, multiply, partial_cholesky, product
 
 
 @allocating_jit
 def hyperparameters(x, region):
-    """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma), (share, shift) and where z begins."""
+    """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma, tau), (share, shift) and where z begins."""
     P, pairs = region.centre.size, region.shapes.size
     mu, sd, r = np.empty(P), np.empty(P), np.zeros(pairs)
-    three, second = np.empty(3), np.zeros(1 + P)
+    three, second = np.zeros(4), np.zeros(1 + P)
     if region.pooled == 0.0:
         for i in range(P):
             mu[i], sd[i] = region.centre[i], region.width[i]
@@ -122,227 +69,225 @@ def hyperparameters(x, region):
         mu[i], sd[i] = x[i], math.exp(x[P + i])
     for n in range(pairs):
         r[n] = math.tanh(0.5 * x[2 * P + n])
-    if region.mixed == 0.0:
-        return mu, sd, r, three, second, h + 3
-    second[0] = scalar_logistic(x[h + 3])
-    for i in range(P):
-        second[1 + i] = sd[i] * x[h + 4 + i]
-    return mu, sd, r, three, second, h + 4 + P
+    first = h + 3
+    if region.mixed != 0.0:
+        second[0] = scalar_logistic(x[first])
+        for i in range(P):
+            second[1 + i] = sd[i] * x[first + 1 + i]
+        first += 1 + P
+    if region.order.size > 0:
+        three[3] = math.exp(x[first])
+        first += 1
+    return mu, sd, r, three, second, first
 
 
-@separate()
-def likelihood(
-    form: Form,
-    noise: int,
-    measurements: float,
-    P: int,
-    b: Vector,
-    step: Vector,
-    steps: Vector,
-    left: Vector,
-    right: Vector,
-    signal: Matrix,
-    root: Matrix,
-    within: Vector,
-    present: Vector,
-    theta: Matrix,
-    three: Vector,
-    shape: Shape,
-    curves: Cube,
-    bars: Matrix,
-    work: Matrix,
-    out: Matrix,
-) -> None:
-    """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
-    mean, S0_variance, variance = three[0], three[1] ** 2, three[2] ** 2
-    curve, curve_bar = curves[0], curves[1]
-    signal_curve(form, theta[:P], root, b, step, steps, left, right, curve, shape)
-    if noise == GAUSSIAN:
-        gaussian(
-            signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
-        )
-    elif noise == RICIAN:
-        rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
-    elif noise == STUDENT_T:
-        student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
-    else:
-        bars[3, 0] = np.nan
-    signal_adjoint(form, curve_bar, root, b, shape, out)
+class Scratch(NamedTuple):
+    """Scratch of all blocks that are worked on together: those of a region with image effects, else one.
+
+    Attributes
+    ----------
+    squares : ndarray (block, 5, Q, Q, lane)
+    rows : ndarray (block, 10, Q, lane)
+    curves : ndarray (block, 2, M, lane)
+        The curves and their adjoint.
+    determinant : ndarray (block, lane)
+        Of the noise.
+    work : ndarray (10, lane)
+    """
+
+    squares: Any
+    rows: Cubes
+    curves: Cubes
+    determinant: Matrix
+    work: Matrix
+
+
+@allocating_jit
+def make_scratch(region, Q):
+    """Allocate `Scratch`."""
+    lanes, M = region.present.shape[1], region.b.size
+    blocks = region.present.shape[0] if region.order.size > 0 else 1
+    return Scratch(
+        np.empty((blocks, 5, Q, Q, lanes)),
+        np.empty((blocks, 10, Q, lanes)),
+        np.empty((blocks, 2, M, lanes)),
+        np.empty((blocks, lanes)),
+        np.empty((10, lanes)),
+    )
 
 
 @jit
-def block_likelihood(region, block, theta, three, shape, curves, bars, work, out):
-    """Do `likelihood` for a block of a region."""
-    likelihood(
-        region.form, region.noise, region.measurements, region.centre.size, region.b, region.step,
-        region.steps, region.left, region.right, region.signal[block], region.root[block],
-        region.within[block], region.present[block], theta, three, shape, curves, bars, work, out,
+def place_voxels(block, z, region, S, shift, move, squares, rows, curve, shape):
+    """Theta and curves of a block from the z of all voxels."""
+    lanes, Q = rows.shape[2], rows.shape[1]
+    read_z(z, block * lanes * Q, min(lanes, region.voxels - block * lanes), rows[Z])
+    locate(S, shift, region.precision[block], region.shift[block], move, squares, rows)
+    block_curve(region, block, rows[THETA], curve, shape)
+
+
+@jit
+def add_weighted(region, block, curve, theta, sums):
+    """Add to each image the weighted sum of its curves over the voxels of a block."""
+    P, Q, weight = region.centre.size, theta.shape[0], region.weight[block]
+    for k in range(sums.size):
+        total = 0.0
+        if Q > P:
+            for w in range(theta.shape[1]):
+                total += weight[k, w] * curve[k, w] * theta[P, w]
+        else:
+            for w in range(theta.shape[1]):
+                total += weight[k, w] * curve[k, w]
+        sums[k] += total
+
+
+@jit
+def scale_curves(factor, curve):
+    """Multiply the curve of each image by its factor."""
+    for k in range(factor.size):
+        for w in range(curve.shape[1]):
+            curve[k, w] *= factor[k]
+
+
+@jit
+def add_effects_adjoint(factor, curves, effects_bar):
+    """Add to the adjoint of each effect; the adjoint of the curves becomes that of those without effects."""
+    curve, bar = curves[0], curves[1]
+    for k in range(factor.size):
+        total = 0.0
+        for w in range(curve.shape[1]):
+            total += curve[k, w] * bar[k, w]
+            bar[k, w] *= factor[k]
+        effects_bar[k] += total
+
+
+@jit
+def add_weighted_adjoint(region, block, factor, sums_bar, curves, theta, theta_bar):
+    """Take the adjoint of the sums back to the curves and, where it is latent, to S0."""
+    P, Q, weight, curve, bar = region.centre.size, theta.shape[0], region.weight[block], curves[0], curves[1]
+    for k in range(factor.size):
+        if Q > P:
+            for w in range(theta.shape[1]):
+                each = sums_bar[k] * weight[k, w]
+                bar[k, w] += each * theta[P, w]
+                theta_bar[P, w] += each * curve[k, w] / factor[k]
+        else:
+            for w in range(theta.shape[1]):
+                bar[k, w] += sums_bar[k] * weight[k, w]
+
+
+@jit
+def finish_block(
+    block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, work, squares, rows, curve_bar, shape,
+    determinant, z_bar,
+):  # fmt: skip
+    """Density of a block's theta given the population; all adjoints back to z."""
+    present, inverse, q = region.present[block], rows[INVERSE], work[8]
+    Q, lanes = inverse.shape
+    adjoint_of_block(region.form, region.b, region.root[block], curve_bar, shape, rows[THETA_BAR])
+    population(
+        mu, S, region.centre.size, region.nu, region.mixed, extended, present, mu_sum, bars[3], work[8:],
+        squares, rows,
     )  # fmt: skip
-
-
-@separate()
-def population(
-    mu: Vector,
-    S: Matrix,
-    P: int,
-    nu: float,
-    mixed: float,
-    second: Vector,
-    present: Vector,
-    mu_sum: Matrix,
-    total: Vector,
-    work: Matrix,
-    squares: Cubes,
-    rows: Cube,
-) -> None:
-    """Density of theta, and S0 after it, given the population; adjoints added.
-
-    Of a mixture ``second`` is (share, shift, Sigma⁻¹ shift); the adjoints of logit share and shift go into
-    the last rows of ``mu_sum``.
-    """
-    theta, theta_bar, d, Sd = rows[THETA], rows[THETA_BAR], rows[DEVIATION], rows[PULL]
-    S_sum = squares[S_SUM]
-    Q, lanes = theta.shape
-    q, weight = work[0], work[1]
+    # determinants: of theta(z), and of the noise
+    for w in range(lanes):
+        q[w] = determinant[w]
     for i in range(Q):
         for w in range(lanes):
-            d[i, w] = theta[i, w] - mu[i]
+            q[w] *= inverse[i, w] * inverse[i, w]
     for w in range(lanes):
-        q[w] = 0.0
+        bars[3, w] += present[w] * 0.5 * math.log(q[w])
+    back_from_theta(present, region.precision[block], e_sum, move_sum, squares, rows)
+    start = block * lanes * Q
+    for w in range(min(lanes, region.voxels - block * lanes)):
+        for i in range(Q):
+            z_bar[start + w * Q + i] = rows[Z_BAR, i, w]
+
+
+@allocating_jit
+def extended_second(second, S, P):
+    """Share, shift and Sigma⁻¹ shift of a mixture."""
+    extended, moved = np.empty(1 + 2 * P), multiply(S, second[1:], P)
     for i in range(P):
-        for w in range(lanes):
-            Sd[i, w] = 0.0
-        for j in range(P):
-            for w in range(lanes):
-                Sd[i, w] += S[i, j] * d[j, w]
-        for w in range(lanes):
-            q[w] += Sd[i, w] * d[i, w]
-    if nu > 0.0:
-        for w in range(lanes):
-            total[w] -= present[w] * 0.5 * (nu + P) * math.log1p(q[w] / nu)
-        for w in range(lanes):
-            weight[w] = present[w] * (nu + P) / (nu + q[w])
-    else:
-        for w in range(lanes):
-            total[w] -= present[w] * 0.5 * q[w]
-        for w in range(lanes):
-            weight[w] = present[w]
-    if mixed != 0.0:
-        mix(P, second, present, d, Sd, mu_sum[Q:], S_sum, total, work)
-    for i in range(P, Q):
-        for w in range(lanes):
-            Sd[i, w] = S[i, i] * d[i, w]
-            total[w] -= present[w] * 0.5 * Sd[i, w] * d[i, w]
-    for i in range(Q):
-        if i == P:
-            for w in range(lanes):
-                weight[w] = present[w]
-        for w in range(lanes):
-            theta_bar[i, w] -= weight[w] * Sd[i, w]
-        for w in range(lanes):
-            mu_sum[i, w] += weight[w] * Sd[i, w]
-        for j in range(i + 1):
-            for w in range(lanes):
-                S_sum[i, j, w] -= 0.5 * weight[w] * d[i, w] * d[j, w]
-
-
-@separate(optional=True)
-def mix(
-    P: int,
-    second: Vector,
-    present: Vector,
-    d: Matrix,
-    Sd: Matrix,
-    second_sum: Matrix,
-    S_sum: Cube,
-    total: Vector,
-    work: Matrix,
-) -> None:
-    """Turn a normal population into a mixture of two: add log(1 - w + w N2 / N1); Sd becomes its gradient.
-
-    With r the probability that a voxel is of the second, the gradient is that of a normal whose residual is
-    d less r times the shift.
-    """
-    share, lanes = second[0], Sd.shape[1]
-    shift, Sshift, r = second[1 : 1 + P], second[1 + P :], work[0]
-    base = math.log(share) - math.log1p(-share)
-    for i in range(P):
-        base -= 0.5 * shift[i] * Sshift[i]
-    for w in range(lanes):
-        r[w] = base
-    for i in range(P):
-        for w in range(lanes):
-            r[w] += shift[i] * Sd[i, w]
-    for w in range(lanes):
-        odds = math.exp(-abs(r[w]))
-        total[w] += present[w] * (math.log1p(-share) + max(r[w], 0.0) + math.log1p(odds))
-        r[w] = (1.0 if r[w] > 0.0 else odds) / (1.0 + odds)
-        second_sum[0, w] += present[w] * (r[w] - share)
-    for i in range(P):
-        for w in range(lanes):
-            second_sum[1 + i, w] += present[w] * r[w] * (Sd[i, w] - Sshift[i])
-            Sd[i, w] -= r[w] * Sshift[i]
-        for j in range(i + 1):
-            for w in range(lanes):
-                cross = d[i, w] * shift[j] + shift[i] * d[j, w] - shift[i] * shift[j]
-                S_sum[i, j, w] += 0.5 * present[w] * r[w] * cross
-
-
-@jit
-def total_of(x):
-    """Sum, term by term."""
-    total = 0.0
-    for w in range(x.size):
-        total += x[w]
-    return total
+        extended[i], extended[1 + P + i] = second[i], moved[i]
+    extended[P] = second[P]
+    return extended
 
 
 @allocating_jit
 def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, three_bar, second_bar):
     """Sum the voxels' densities; set the gradient in z, add adjoints of the hyperparameters."""
-    lanes = region.present.shape[1]
-    P, Q, M = region.centre.size, mu.size, region.b.size
-    V = region.voxels
-    variance = three[2] ** 2
-    marginal = region.noise == GAUSSIAN
-    shift = multiply(S, mu, Q)
-    shape = make_shape(region.form, M, region.steps.size, lanes)
-    squares, rows = np.empty((5, Q, Q, lanes)), np.empty((10, Q, lanes))
-    curves, sums = np.empty((2, M, lanes)), np.zeros((4 + 2 * Q + 1 + P, lanes))
-    S_sum, inverse, y_bar = squares[S_SUM], rows[INVERSE], rows[Z_BAR]
-    bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q :]
-    extended, moved = np.empty(1 + 2 * P), multiply(S, second[1:], P)
-    for i in range(P):
-        extended[i], extended[1 + P + i] = second[i], moved[i]
-    extended[P] = second[P]
-    work = np.empty((10, lanes))
-    q = work[8]
-    S_sum[:] = 0.0
-    for block in range(region.signal.shape[0]):
-        start = first + block * lanes * Q
-        count = min(lanes, V - block * lanes)
-        present = region.present[block]
-        read_z(x, start, count, rows[Z])
-        locate(S, shift, region.precision[block], region.shift[block], squares, rows)
-        block_likelihood(region, block, rows[THETA], three, shape, curves, bars, work, rows[THETA_BAR])
-        population(
-            mu, S, P, region.nu, region.mixed, extended, present, mu_sum, bars[3], work[8:], squares, rows
-        )
-        # determinants: of theta(z), and of the noise
+    lanes, blocks, images = region.present.shape[1], region.signal.shape[0], region.order.size
+    P, Q, M, V = region.centre.size, mu.size, region.b.size, region.voxels
+    variance, tau, last = three[2] ** 2, three[3], first + V * Q
+    shift, extended = multiply(S, mu, Q), extended_second(second, S, P)
+    scratch = make_scratch(region, Q)
+    shapes = make_shapes(region.form, M, region.steps.size, lanes, scratch.rows.shape[0])
+    scratch.squares[:, S_SUM] = 0.0
+    sums = np.zeros((4 + 3 * Q + 1 + P, lanes))
+    bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q : 5 + 2 * Q + P]
+    move_sum = sums[5 + 2 * Q + P : 5 + 2 * Q + P + (Q if images > 0 else 0)]
+    z, of_images, z_bar = x[first:last].copy(), x[last:].copy(), gradient[first:last]
+    effects, factor, by_image, by_image_bar = np.zeros(images), np.ones(images), np.zeros(images), np.zeros(images)
+    effects_bar, move, total = np.zeros(images), np.empty(0), 0.0
+    if images > 0:
+        reflect(region.reflectors, z, True)
+        reflect(region.turn, of_images, True)
+        move = moved_centre(region, mu, tau)
+        for block in range(blocks):
+            place_voxels(
+                block, z, region, S, shift, move, scratch.squares[block], scratch.rows[block],
+                scratch.curves[block, 0], shape_at(shapes, block),
+            )  # fmt: skip
+            add_weighted(region, block, scratch.curves[block, 0], scratch.rows[block, THETA], by_image)
+        total += find_effects(region, of_images, by_image, three[2], tau, effects)
+        total += effects_prior(effects, tau, IMAGE_SCALE)
+        for k in range(images):
+            factor[k] = math.exp(effects[k])
+    for block in range(blocks):
+        at = block if images > 0 else 0
+        squares, rows, curves = scratch.squares[at], scratch.rows[at], scratch.curves[at]
+        shape, determinant = shape_at(shapes, at), scratch.determinant[at]
+        if images > 0:
+            scale_curves(factor, curves[0])
+        else:
+            place_voxels(block, z, region, S, shift, move, squares, rows, curves[0], shape)
+        block_noise(region, block, rows[THETA], three, curves, bars, scratch.work, rows[THETA_BAR])
         for w in range(lanes):
-            q[w] = work[3, w] if marginal else 1.0
+            determinant[w] = scratch.work[3, w] if region.noise == GAUSSIAN else 1.0
+        if images > 0:
+            add_effects_adjoint(factor, curves, effects_bar)
+        else:
+            finish_block(
+                block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, scratch.work, squares, rows,
+                curves[1], shape, determinant, z_bar,
+            )  # fmt: skip
+    if images > 0:
+        of_images_bar = gradient[last:]
+        in_sigma, in_tau = effects_adjoint(
+            region, of_images, by_image, three[2], tau, IMAGE_SCALE, effects, effects_bar, of_images_bar,
+            by_image_bar,
+        )  # fmt: skip
+        three_bar[2] += in_sigma / (2.0 * variance)
+        three_bar[3] += in_tau
+        reflect(region.turn, of_images_bar, False)
+        for block in range(blocks):
+            rows, curves = scratch.rows[block], scratch.curves[block]
+            add_weighted_adjoint(
+                region, block, factor, by_image_bar, curves, rows[THETA], rows[THETA_BAR]
+            )
+            finish_block(
+                block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, scratch.work,
+                scratch.squares[block], rows, curves[1], shape_at(shapes, block), scratch.determinant[block],
+                z_bar,
+            )  # fmt: skip
+        reflect(region.reflectors, z_bar, False)
+        move_bar = np.empty(Q)
         for i in range(Q):
-            for w in range(lanes):
-                q[w] *= inverse[i, w] * inverse[i, w]
-        for w in range(lanes):
-            bars[3, w] += present[w] * 0.5 * math.log(q[w])
-        back_from_theta(present, e_sum, squares, rows)
-        for w in range(count):
-            for i in range(Q):
-                gradient[start + w * Q + i] = y_bar[i, w]
+            move_bar[i] = total_of(move_sum[i])
+        three_bar[3] += moved_centre_adjoint(region, mu, tau, move_bar, mu_bar)
     for i in range(1 + P):
         second_bar[i] = total_of(mu_sum[Q + i])
-    total = -V * noise_logs(region) * math.log(variance)
+    total -= V * noise_logs(region) * math.log(variance)
     for w in range(lanes):
         total += bars[3, w]
         three_bar[0] += bars[0, w]
@@ -357,7 +302,9 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
             S_bar[i, j] += 0.5 * e * mu[j]
             S_bar[j, i] += 0.5 * e * mu[j]
         for j in range(i + 1):
-            each = total_of(S_sum[i, j])
+            each = 0.0
+            for at in range(scratch.rows.shape[0]):
+                each += total_of(scratch.squares[at, S_SUM, i, j])
             S_bar[i, j] += each
             if i != j:
                 S_bar[j, i] += each
@@ -422,7 +369,7 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
     mu, sd, r, three, second, first = hyperparameters(x, region)
     Q = region.shift.shape[1]
     means, L, S = latent_population(mu, sd, r, three, Q)
-    S_bar, mu_bar, three_bar, second_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(3), np.zeros(1 + P)
+    S_bar, mu_bar, three_bar, second_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(4), np.zeros(1 + P)
     total = region.constant
     total += _voxels(
         x, first, gradient, region, means, L, S, three, second, S_bar, mu_bar, three_bar, second_bar
@@ -447,9 +394,11 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
         gradient[i] = mu_bar[i] - from_mean / region.width[i]
         gradient[P + i] = 1 - spread**2
     if region.mixed != 0.0:
-        total += _second_prior(x[h + 4 : first], second, second_bar, sd, gradient[h + 3 : first])
+        total += _second_prior(x[h + 4 : h + 4 + P], second, second_bar, sd, gradient[h + 3 : h + 4 + P])
         for i in range(P):
             gradient[P + i] += second_bar[1 + i] * second[1 + i]
+    if region.order.size > 0:
+        gradient[first - 1] = three_bar[3]
     for n in range(pairs):
         size = abs(x[2 * P + n])
         total -= region.shapes[n] * (size + 2 * math.log1p(math.exp(-size)))

@@ -6,64 +6,87 @@ import math
 import numpy as np
 from scipy.special import expit
 
+from ivimbayes.fitting.blocks import THETA, THETA_BAR, block_noise
 from ivimbayes.fitting.density import (
-    THETA,
-    THETA_BAR,
-    Z,
-    block_likelihood,
+    add_weighted,
     callbacks,
     hyperparameters,
     latent_population,
-    locate,
+    make_scratch,
     noise_logs,
-    read_z,
+    place_voxels,
+    scale_curves,
 )
+from ivimbayes.fitting.image_effects import find_effects, moved_centre, reflect
 from ivimbayes.fitting.packing import GAUSSIAN, unpack
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Cube, Matrix, Vector, jit, load, separate
-from ivimbayes.numerics.signals import make_shape
+from ivimbayes.numerics.signals import make_shapes, shape_at
 from ivimbayes.numerics.triangular import multiply
 
 
 @separate(allocates=True)
-def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube) -> None:
-    """Fill in theta with S0 (draw, voxel, latent), and log-likelihood, mean and precision of S0 (3, ...)."""
+def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, by_image: Matrix) -> None:
+    """Fill in theta with S0 (draw, voxel, latent), and log-likelihood, mean and precision of S0 (3, ...).
+
+    Of a region with image effects also these, (draw, image).
+    """
     region = unpack(block)
-    M, V, lanes = region.b.size, region.voxels, region.present.shape[1]
-    Q = region.shift.shape[1]
-    squares, rows = np.empty((1, Q, Q, lanes)), np.empty((6, Q, lanes))
-    theta = rows[THETA]
-    shape = make_shape(region.form, M, region.steps.size, lanes)
-    curves, work, bars = np.empty((2, M, lanes)), np.empty((8, lanes)), np.zeros((4, lanes))
+    M, V, lanes, images = region.b.size, region.voxels, region.present.shape[1], region.order.size
+    Q, blocks = region.shift.shape[1], region.signal.shape[0]
+    scratch, bars = make_scratch(region, Q), np.zeros((4, lanes))
+    shapes = make_shapes(region.form, M, region.steps.size, lanes, scratch.rows.shape[0])
+    effects, factor, sums, move, work = (
+        np.zeros(images), np.ones(images), np.zeros(images), np.empty(0), scratch.work
+    )  # fmt: skip
     for n in range(x.shape[0]):
         mu, sd, r, three, _, first = hyperparameters(x[n], region)
         S0_variance, variance = three[1] ** 2, three[2] ** 2
         means, _, S = latent_population(mu, sd, r, three, Q)
-        shift = multiply(S, means, Q)
+        shift, z = multiply(S, means, Q), x[n, first : first + V * Q].copy()
         fixed = noise_logs(region) * math.log(variance)
-        for index in range(region.signal.shape[0]):
+        if images > 0:
+            of_images = x[n, first + V * Q :].copy()
+            reflect(region.reflectors, z, True)
+            reflect(region.turn, of_images, True)
+            move = moved_centre(region, means, three[3])
+            sums[:] = 0.0
+            for at in range(blocks):
+                place_voxels(
+                    at, z, region, S, shift, move, scratch.squares[at], scratch.rows[at],
+                    scratch.curves[at, 0], shape_at(shapes, at),
+                )  # fmt: skip
+                add_weighted(region, at, scratch.curves[at, 0], scratch.rows[at, THETA], sums)
+            find_effects(region, of_images, sums, three[2], three[3], effects)
+            for k in range(images):
+                factor[k] = math.exp(effects[k])
+                by_image[n, int(region.order[k])] = effects[k]
+        for index in range(blocks):
+            at = index if images > 0 else 0
             start = index * lanes
-            count = min(lanes, V - start)
-            read_z(x[n], first + start * Q, count, rows[Z])
-            locate(S, shift, region.precision[index], region.shift[index], squares, rows)
-            for i in range(4):
-                for w in range(lanes):
-                    bars[i, w] = 0.0
-            block_likelihood(region, index, theta, three, shape, curves, bars, work, rows[THETA_BAR])
-            for w in range(count):
+            rows, curves = scratch.rows[at], scratch.curves[at]
+            if images > 0:
+                scale_curves(factor, curves[0])
+            else:
+                place_voxels(
+                    index, z, region, S, shift, move, scratch.squares[at], rows, curves[0], shape_at(shapes, at)
+                )
+            bars[:] = 0.0
+            block_noise(region, index, rows[THETA], three, curves, bars, work, rows[THETA_BAR])
+            for w in range(min(lanes, V - start)):
                 by_voxel[0, n, start + w] = bars[3, w] - fixed
                 if region.noise == GAUSSIAN:
                     by_voxel[0, n, start + w] += 0.5 * math.log(work[3, w])
                     by_voxel[1, n, start + w] = work[1, w]
                     by_voxel[2, n, start + w] = 1.0 / S0_variance + work[0, w] / variance
                 for i in range(Q):
-                    out[n, start + w, i] = theta[i, w]
+                    out[n, start + w, i] = rows[THETA, i, w]
 
 
 @jit
-def _of_draws(x, block, out, by_voxel):
-    latents_of_draws(x, block, out, by_voxel)
+def _of_draws(x, block, out, by_voxel, by_image):
+    latents_of_draws(x, block, out, by_voxel, by_image)
 
 
 def split_draws(x: Array, block: Array) -> dict[str, Array]:
@@ -81,7 +104,8 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     dict of str to ndarray
         ``theta`` (..., voxel, parameter), ``sigma``, ``S0_roi`` and ``S0_sd`` (...); of a population also
         ``mu``, ``sd`` (..., parameter) and ``partial`` correlations (..., pair), and of a mixture
-        ``second_share`` (...) and ``second_shift`` (..., parameter). ``log_likelihood``, and the
+        ``second_share`` (...) and ``second_shift`` (..., parameter), with image effects ``image_sd`` (...) and
+        ``image_effect`` (..., measurement). ``log_likelihood``, and the
         mean ``S0_mean`` and standard deviation ``S0_scale`` of S0 given the rest (0 where S0 is sampled), all
         (..., voxel); the log-likelihood lacks `noise_constant`.
     """
@@ -89,10 +113,10 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     marginal = int(block[7]) == GAUSSIAN
     callbacks(block)
     flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
-    V, Q = int(block[2]), int(block[6])
-    latent, by_voxel = np.empty((len(flat), V, Q)), np.zeros((3, len(flat), V))
+    V, Q, images = int(block[2]), int(block[6]), int(block[17])
+    latent, by_voxel, by_image = np.empty((len(flat), V, Q)), np.zeros((3, len(flat), V)), np.empty((len(flat), images))
     load(_of_draws)
-    _of_draws(flat, block, latent, by_voxel)
+    _of_draws(flat, block, latent, by_voxel, by_image)
     log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)
     latent = latent.reshape(*lead, *latent.shape[1:])
     drawn = {
@@ -104,6 +128,9 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
         fixed = {"S0_roi": np.full(lead, S0_MEAN), "S0_sd": np.full(lead, S0_MEAN_SD)}
         return drawn | fixed | {"sigma": np.exp(x[..., 0])}
     h = 2 * P + P * (P - 1) // 2
+    if images:
+        drawn["image_sd"] = np.exp(x[..., h + 3 + (1 + P if block[14] else 0)])
+        drawn["image_effect"] = by_image.reshape(*lead, images)
     if block[14]:
         shift = np.exp(x[..., P : 2 * P]) * x[..., h + 4 : h + 4 + P]
         drawn |= {"second_share": expit(x[..., h + 3]), "second_shift": shift}

@@ -179,7 +179,7 @@ def population_mode(
     if V == 1:
         mu, Sigma = centre, W
     best: PopulationMode | None = None
-    data = _Complete(signal, averages, averages, 0.0, 1.0)
+    data = Complete(signal, averages, averages, 0.0, 1.0)
     for _ in range(POPULATION_STEPS):
         theta, precision, S0, square = voxel_modes(
             data.signal, data.weight, b, sigma, mu, Sigma, theta, model, POPULATION_MODE_STEPS
@@ -198,7 +198,7 @@ def population_mode(
             - 0.5 * _quadratic(mu - centre, np.linalg.inv(W))
             - 0.5 * (np.diag(Sigma) / spread**2).sum()
         )
-        completed = _complete(signal, averages, mean, sigma, noise)
+        completed = complete(signal, averages, mean, sigma, noise)
         if best is None or log_evidence > best.log_evidence:
             found = precision, np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
             if not marginal:
@@ -226,7 +226,7 @@ def population_mode(
     return best
 
 
-class _Complete(NamedTuple):
+class Complete(NamedTuple):
     """Data of Gaussian noise that other noise amounts to, given the mean signal and sigma.
 
     ``signal``, ``weight`` (voxel, measurement) in place of the measurements and their averages;
@@ -241,9 +241,9 @@ class _Complete(NamedTuple):
     channels: float
 
 
-def _complete(
+def complete(
     signal: np.ndarray, averages: np.ndarray, mean: np.ndarray, sigma: float, noise: str
-) -> _Complete:
+) -> Complete:
     precision = averages / sigma**2
     if noise == "rician":
         z = np.maximum(signal * mean * precision, 1e-8)
@@ -251,17 +251,17 @@ def _complete(
         bend = np.where(z < 1e-3, 0.5, 1 - A / z - A**2)
         information = averages * np.clip(1 - precision * signal**2 * bend, LEAST_INFORMATION, 1)
         rest = float((averages * signal**2 * (1 - A**2)).sum())
-        return _Complete(A * signal, averages, information, rest, 2.0)
+        return Complete(A * signal, averages, information, rest, 2.0)
     if noise == "student_t":
         weight = averages * (T_NU + 1) / (T_NU + precision * (signal - mean) ** 2)
-        return _Complete(signal, weight, weight, 0.0, 1.0)
+        return Complete(signal, weight, weight, 0.0, 1.0)
     if noise == "gaussian":
-        return _Complete(signal, averages, averages, 0.0, 1.0)
+        return Complete(signal, averages, averages, 0.0, 1.0)
     raise ValueError(f"{noise} noise has no reduction to Gaussian noise")
 
 
 def _with_S0(
-    data: _Complete,
+    data: Complete,
     b: np.ndarray,
     theta: np.ndarray,
     S0: np.ndarray,

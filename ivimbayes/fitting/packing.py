@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from ivimbayes.fitting.image_effects import image_reference
 from ivimbayes.fitting.modes import PopulationMode
 from ivimbayes.models.correlation import beta_shapes
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import (
+    IMAGE_SCALE,
     S0_MEAN,
     S0_MEAN_SD,
     S0_SD,
@@ -84,6 +86,15 @@ class PackedRegion(NamedTuple):
         Lambda of `Informed`.
     shift : ndarray (B, Q, BLOCK)
         Eta of `Informed`.
+    order : ndarray (K,)
+        Which image each of the sorted measurements is; K is M with image effects, which are not merged, and
+        0 without, as is the size of all that follows.
+    target, certainty, quality, height, offset, response, pull, origin
+        As in `ImageReference`, ``target`` and ``certainty`` sorted by b.
+    turn, reflectors : ndarray (1, K), (Q, V Q)
+        As in `ImageReference`, the number of the reflector first.
+    weight : ndarray (B, M, BLOCK)
+        As in `ImageReference`, over ``root``.
     """
 
     form: Form
@@ -111,9 +122,21 @@ class PackedRegion(NamedTuple):
     present: Matrix
     precision: Cubes
     shift: Cube
+    order: Vector
+    target: Vector
+    certainty: Vector
+    turn: Matrix
+    quality: Vector
+    height: Vector
+    offset: Vector
+    response: Matrix
+    pull: Matrix
+    origin: Vector
+    reflectors: Matrix
+    weight: Cube
 
 
-HEAD = 17  # length, lanes, voxels, P, M, steps, Q, noise, form (3), and six more of `PackedRegion`
+HEAD = 18  # length, lanes, voxels, P, M, steps, Q, noise, form (3), six more of `PackedRegion`, images
 
 
 def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel") -> Array:
@@ -131,15 +154,16 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     V, Q = data["eta"].shape
     form, marginal = form_of(SIGNALS[spec.signal]), NOISES[spec.noise].marginal
     P, n = len(data["centre"]), data["averages"]
-    b, mean, weight, within = _sorted(data, marginal)
+    pooled, heavy = level == "voxel", level == "voxel" and spec.population == "student_t"
+    images = data["observed"].shape[1] if pooled and spec.image_effects else 0
+    b, mean, weight, within = _sorted(data, marginal and not images)
     step, steps = step_table(b)
     lanes = 4 * math.ceil(V / math.ceil(V / BLOCK) / 4)
-    pooled, heavy = level == "voxel", level == "voxel" and spec.population == "student_t"
     shapes = beta_shapes(spec.eta, P)
     head = [
         0, lanes, V, P, len(b), steps.shape[1], Q, NOISE_KINDS.index(spec.noise), *form,
         pooled, n.shape[1], spec.nu if heavy else 0, pooled and spec.population == "mixture",
-        _constant(data, spec, pooled, heavy), data["sigma_scale"],
+        _constant(data, spec, pooled, heavy), data["sigma_scale"], images,
     ]  # fmt: skip
     root = np.sqrt(weight)
     by_voxel = (root * mean, root, within, np.ones(V), data["Lambda"], data["eta"])
@@ -147,10 +171,23 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
         np.array(head, float), np.array([S0_MEAN, S0_MEAN_SD, S0_SD if pooled else S0_MEAN_SD]),
         data["centre"], data["width"], data["spread"], shapes, b, step, steps,
         *(to_blocks(values, lanes) for values in by_voxel),
+        *(_image_parts(data, root, lanes) if images else ()),
     ]  # fmt: skip
     block = np.concatenate([part.ravel() for part in parts])
     block[0] = block.size
     return block
+
+
+def _image_parts(data: Mapping[str, Array], root: Array, lanes: int) -> list[Array]:
+    """Parts of the block that image effects need."""
+    order = np.argsort(data["b"], kind="stable")
+    reflectors = np.moveaxis(data["image_reflectors"], -1, 0)
+    return [
+        order.astype(float), data["image_target"][order], data["image_certainty"][order], data["image_turn"],
+        data["image_quality"], data["image_height"], data["image_offset"], data["image_response"],
+        data["image_pull"], data["image_origin"], reflectors,
+        to_blocks(data["image_weight"][:, order] / root, lanes),
+    ]  # fmt: skip
 
 
 def _sorted(data: Mapping[str, Array], merge: bool) -> tuple[Array, Array, Array, Array]:
@@ -189,6 +226,8 @@ def _constant(data: Mapping[str, Array], spec: ModelSpec, pooled: bool, heavy: b
         total += P * half_normal - np.log(data["spread"]).sum()
         total -= sum(2 * math.lgamma(a) - math.lgamma(2 * a) for a in beta_shapes(spec.eta, P))
         total += half_normal - math.log(S0_SD) - math.log(S0_MEAN_SD) - 0.5 * LN_2PI
+    if pooled and spec.image_effects:
+        total += half_normal - math.log(IMAGE_SCALE) - 0.5 * data["observed"].shape[1] * LN_2PI
     if pooled and spec.population == "mixture":
         total += math.lgamma(sum(SECOND_SHAPES)) - sum(math.lgamma(a) for a in SECOND_SHAPES)
         total -= P * (math.log(SECOND_SHIFT) + 0.5 * LN_2PI)
@@ -217,6 +256,13 @@ def unpack(block):
     o5 = o4 + 2 * B * lanes
     o6 = o5 + B * Q * Q * lanes
     n = B * M * lanes
+    K = int(block[17])
+    i0 = o6 + B * Q * lanes
+    i1 = i0 + 7 * K
+    i2 = i1 + 2 * K * Q
+    images = 1 if K > 0 else 0
+    i3 = i2 + images * Q
+    i4 = i3 + images * Q * V * Q
     return PackedRegion(
         Form(int(block[8]), int(block[9]), int(block[10])),
         int(block[7]),
@@ -243,13 +289,27 @@ def unpack(block):
         block[o4 + B * lanes : o4 + 2 * B * lanes].reshape((B, lanes)),
         block[o5 : o5 + B * Q * Q * lanes].reshape((B, Q, Q, lanes)),
         block[o6 : o6 + B * Q * lanes].reshape((B, Q, lanes)),
+        block[i0 : i0 + K],
+        block[i0 + K : i0 + 2 * K],
+        block[i0 + 2 * K : i0 + 3 * K],
+        block[i0 + 3 * K : i0 + 4 * K].reshape((1, K)),
+        block[i0 + 4 * K : i0 + 5 * K],
+        block[i0 + 5 * K : i0 + 6 * K],
+        block[i0 + 6 * K : i0 + 7 * K],
+        block[i1 : i1 + K * Q].reshape((K, Q)),
+        block[i1 + K * Q : i1 + 2 * K * Q].reshape((K, Q)),
+        block[i2 : i2 + images * Q],
+        block[i3 : i3 + images * Q * V * Q].reshape((images * Q, V * Q)),
+        block[i4 : i4 + images * n].reshape((images * B, M, lanes)),
     )
 
 
 def coordinates(block: Array) -> int:
     """Count the unconstrained coordinates of a region."""
     V, P, Q, pooled, mixed = int(block[2]), int(block[3]), int(block[6]), bool(block[11]), bool(block[14])
-    return V * Q + (2 * P + P * (P - 1) // 2 + 3 + mixed * (1 + P) if pooled else 1)
+    images = int(block[17])
+    more = 1 + images if images else 0
+    return V * Q + more + (2 * P + P * (P - 1) // 2 + 3 + mixed * (1 + P) if pooled else 1)
 
 
 def model_data(
@@ -269,9 +329,13 @@ def model_data(
         Signals are divided by this.
     """
     averages, prior = voxels["averages"].values, spec.prior.theta(spec.signal)
-    return {
-        "b": voxels["b"].values,
-        "observed": voxels["signal"].values / scale,
+    signal, b, images = voxels["signal"].values / scale, voxels["b"].values, dict[str, np.ndarray]()
+    if spec.image_effects and len(signal) > 1:
+        reference = image_reference(signal, averages, b, population, spec.signal, spec.noise)
+        images = {f"image_{name}": values for name, values in reference._asdict().items()}
+    return images | {
+        "b": b,
+        "observed": signal,
         "averages": averages,
         "Lambda": population.precision,
         "eta": population.shift,

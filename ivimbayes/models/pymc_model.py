@@ -12,7 +12,7 @@ from pymc.logprob.transforms import Transform
 from ivimbayes.models.correlation import beta_shapes, correlation_cholesky, pairs
 from ivimbayes.models.noise import NOISES, gaussian_logp
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
+from ivimbayes.models.spec import IMAGE_SCALE, S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
 
 
 def _solve_lower(L: Any, d: list[Any]) -> list[Any]:
@@ -65,13 +65,22 @@ class Informed(Transform):
     ----------
     size : int
         Q, what is sampled of a voxel.
+    reflected : bool
+        Whether z of all voxels is turned by the reflectors (voxel, Q, Q), another input before the rest, so
+        that what all voxels share is in its first coordinates.
     """
 
     name = "informed"
     ndim_supp = 1
 
-    def __init__(self, size: int = 3):
-        self.size = size
+    def __init__(self, size: int = 3, reflected: bool = False):
+        self.size, self.reflected = size, reflected
+
+    def _reflect(self, z: Any, inputs: Any, order: Any) -> Any:
+        for n in order if self.reflected else ():
+            v = inputs[-5][..., n]
+            z = z - v * (v * z).sum((-2, -1), keepdims=True)
+        return z
 
     def _factor(self, inputs: Any) -> tuple[Any, list[Any]]:
         mu, L, Lambda, eta = inputs[-4:]
@@ -87,6 +96,7 @@ class Informed(Transform):
     def backward(self, value: Any, *inputs: Any) -> Any:
         """Theta from z."""
         factor, shift = self._factor(inputs)
+        value = self._reflect(value, inputs, reversed(range(self.size)))
         return pt.stack(_solve_upper(factor, [value[..., i] + shift[i] for i in range(self.size)]), axis=-1)
 
     def forward(self, value: Any, *inputs: Any) -> Any:
@@ -94,12 +104,68 @@ class Informed(Transform):
         factor, shift = self._factor(inputs)
         x = [value[..., i] for i in range(self.size)]
         rows = [sum(factor[j][i] * x[j] for j in range(i, self.size)) - shift[i] for i in range(self.size)]
-        return pt.stack(rows, axis=-1)
+        return self._reflect(pt.stack(rows, axis=-1), inputs, range(self.size))
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Log |d theta / d z|."""
         factor, _ = self._factor(inputs)
         return -sum(pt.log(factor[i][i]) for i in range(self.size))
+
+
+class Placed(Transform):
+    """A sampling space in which the posterior of the image effects is close to Normal(0, I), given theta.
+
+    Inputs: tau, location and scale (measurement,), where the voxels' signals place each effect, and the
+    reflector (measurement,) of z. These are parents of the variable that its density does not depend on, as
+    Lambda and eta of `Informed` are.
+    """
+
+    name = "placed"
+    ndim_supp = 1
+
+    def backward(self, value: Any, *inputs: Any) -> Any:
+        """Effects from z."""
+        location, scale, turn = inputs[-3:]
+        return location + scale * (value - turn * (turn * value).sum(-1, keepdims=True))
+
+    def forward(self, value: Any, *inputs: Any) -> Any:
+        """Z from effects."""
+        location, scale, turn = inputs[-3:]
+        z = (value - location) / scale
+        return z - turn * (turn * z).sum(-1, keepdims=True)
+
+    def log_jac_det(self, value: Any, *inputs: Any) -> Any:
+        """Log |d effects / d z|."""
+        return pt.log(inputs[-2]).sum(-1)
+
+
+def _effects_logp(effects: Any, tau: Any, location: Any, scale: Any, turn: Any) -> Any:
+    return (-0.5 * (effects / tau) ** 2 - pt.log(tau) - 0.5 * np.log(2 * np.pi)).sum(-1)
+
+
+def _effects_random(
+    tau: Any, location: Any, scale: Any, turn: Any, rng: np.random.Generator, size: Any
+) -> np.ndarray:
+    shape = np.shape(location) if size is None else (*np.atleast_1d(size), np.shape(location)[-1])
+    return np.asarray(np.expand_dims(tau, -1) * rng.standard_normal(shape))
+
+
+def _moved_centre(d: Mapping[str, Any], mean: Any, tau: Any) -> Any:
+    """How far the centres of the voxels' likelihoods move with the region's mean, by what its images share."""
+    along = pt.dot(d["image_pull"], mean - d["image_origin"]) - d["image_height"]
+    return pt.dot((along * tau**2 + d["image_offset"]) / (d["image_quality"] * tau**2 + 1), d["image_response"])
+
+
+def _image_effects(d: Mapping[str, Any], curve: Any, S0: Any, sigma: Any, tau: Any) -> Any:
+    """Declare the image effects; ``S0`` is that of each voxel, or 1."""
+    precision = d["image_certainty"] / sigma**2
+    both = precision + tau**-2
+    away = d["image_target"] - pt.log((d["image_weight"] * curve * S0).sum(0))
+    return pm.CustomDist(
+        "image_effect", tau, away * precision / both, both**-0.5, d["image_turn"], logp=_effects_logp,
+        random=_effects_random, signature="(),(k),(k),(k)->(k)", dims="measurement",
+        default_transform=Placed(),
+    )  # fmt: skip
 
 
 def _population(population: str, nu: float, size: int, latent: int) -> tuple[Any, Any]:
@@ -195,7 +261,8 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
     -------
     pm.Model
         Free variables ``mu``, ``sd`` (parameter), ``unit_partial`` (pair), ``sigma``, ``S0_roi``, ``S0_sd``,
-        of a mixture ``second_share`` and ``second_apart`` (parameter), ``theta`` (voxel, latent);
+        of a mixture ``second_share`` and ``second_apart`` (parameter), ``theta`` (voxel, latent), with image
+        effects ``image_sd`` and ``image_effect`` (measurement);
         deterministic: the signal's parameters, such as ``f``, ``D``, ``D_star`` (voxel); observed ``signal``
         (voxel, measurement).
 
@@ -204,7 +271,9 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
     theta ~ Normal or Student-t(mu, diag(sd) C diag(sd)), C ~ LKJ(eta), in the signal's unbounded parameters
     (`Signal.links`). In a mixture a share of the voxels, Beta(1, 9), is normal about mu + sd apart with the
     same covariance; apart ~ Normal(0, 4²). S0 of a voxel is Normal(S0_roi, S0_sd²): integrated out of
-    ``signal`` if the noise is Gaussian, else the last of ``theta``.
+    ``signal`` if the noise is Gaussian, else the last of ``theta``. The curve of each image is multiplied by
+    exp(image_effect), the same for all voxels: image_effect ~ Normal(0, image_sd²), image_sd ~
+    HalfNormal(0.05).
     """
     signal, noise = SIGNALS[spec.signal], NOISES[spec.noise]
     (size, K), P, Q = data["observed"].shape, len(signal.parameters), len(spec.latent)
@@ -216,6 +285,7 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
     population_logp, population_random = _population(
         spec.population if level == "voxel" else "normal", spec.nu, P, Q
     )
+    images, reflected = level == "voxel" and spec.image_effects, tuple[Any, ...]()
     with pm.Model(coords=coords) as model:
         d = {name: pm.Data(name, value) for name, value in data.items()}
         if level == "voxel":
@@ -241,16 +311,23 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             mu = pt.concatenate([mu, S0_mean[None]])
             L = pt.set_subtensor(pt.zeros((Q, Q))[:P, :P], L)
             L = pt.set_subtensor(L[P, P], S0_sd)
+        eta = d["eta"]
+        if images:
+            tau, reflected = pm.HalfNormal("image_sd", IMAGE_SCALE), (d["image_reflectors"],)
+            eta = eta + (d["Lambda"] * _moved_centre(d, mu, tau)).sum(-1)
         theta = pm.CustomDist(
-            "theta", *second, mu, L, d["Lambda"], d["eta"],
+            "theta", *second, *reflected, mu, L, d["Lambda"], eta,
             logp=population_logp, random=population_random,
-            signature=("(),(r)," if second else "") + "(p),(p,q),(p,q),(p)->(p)",
-            dims=("voxel", "latent"), default_transform=Informed(Q),
+            signature=("(),(r)," if second else "") + "(p,q)," * images + "(p),(p,q),(p,q),(p)->(p)",
+            dims=("voxel", "latent"), default_transform=Informed(Q, images),
         )  # fmt: skip
         values = signal.values(*(theta[:, i] for i in range(P)), exp=pt.exp)
         for name, value in zip(signal.parameters, values, strict=True):
             pm.Deterministic(name, value, dims="voxel")
         curve = signal.curve(d["b"], *(value[:, None] for value in values), exp=pt.exp)
+        if images:
+            S0 = 1.0 if noise.marginal else theta[:, P, None]
+            curve = curve * pt.exp(_image_effects(d, curve, S0, sigma, tau))
         parents: tuple[Any, ...]
         if noise.marginal:
             logp, random = _marginal_signal(spec.noise)

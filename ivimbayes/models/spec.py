@@ -16,6 +16,7 @@ from ivimbayes.models.signals import SIGNALS
 POPULATIONS = ("normal", "student_t", "mixture")
 SECOND_SHAPES, SECOND_SHIFT = (1.0, 9.0), 4.0  # Beta shapes of its share; scale of its shift over sd
 S0_MEAN, S0_MEAN_SD, S0_SD, SIGMA_SCALE = 1.0, 0.5, 0.5, 0.2  # of a region scaled to a median S0 near 1
+IMAGE_SCALE = 0.05  # of the half-normal prior of the standard deviation of image effects
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class ModelSpec:
         Shape of the LKJ prior of the correlations between voxel parameters; 1 is uniform.
     prior : TissuePrior
         Prior of the region.
+    image_effects : bool
+        Whether each image has a signal error of its own, common to all voxels of the region, as breathing,
+        pulsation and drift cause. A mean curve has none: there the noise holds them.
 
     Examples
     --------
@@ -52,6 +56,7 @@ class ModelSpec:
     nu: float = 3.0
     eta: float = 2.0
     prior: TissuePrior = field(default_factory=lambda: tissue_prior("generic"))
+    image_effects: bool = False
 
     def __post_init__(self) -> None:
         for name, accepted in (("signal", SIGNALS), ("noise", NOISES), ("population", POPULATIONS)):

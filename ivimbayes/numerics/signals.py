@@ -36,7 +36,7 @@ class Form(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Scratch of `signal_curve`, C compartments, M measurements: see `make_shape`.
+    """Scratch of `signal_curve`, C compartments, M measurements: see `make_shapes`.
 
     Attributes
     ----------
@@ -65,18 +65,33 @@ def form_of(signal: Signal) -> Form:
 
 
 @allocating_jit
+def make_shapes(form, measurements, steps, lanes, blocks):
+    """Allocate the scratch of `signal_curve` for blocks of voxels, the block first; see `shape_at`."""
+    C, P = form.fractions + 1, form.fractions + form.rates + SHAPES[form.kind]
+    return (
+        np.empty((blocks, P, lanes)),
+        np.empty((blocks, C, lanes)),
+        np.empty((blocks, C, lanes)),
+        np.empty((blocks, lanes)),
+        np.empty((blocks, C, measurements, lanes)),
+        np.empty((blocks, form.rates * steps, lanes)),
+        np.empty((blocks, 2 * C + 1, lanes)),
+    )
+
+
+@allocating_jit
+def shape_at(shapes, block):
+    """Scratch of one block."""
+    value, weight, rate, ln_D, decay, y, sums = shapes
+    return Shape(
+        value[block], weight[block], rate[block], ln_D[block], decay[block], y[block], sums[block]
+    )
+
+
+@allocating_jit
 def make_shape(form, measurements, steps, lanes):
     """Allocate the scratch of `signal_curve`."""
-    C, P = form.fractions + 1, form.fractions + form.rates + SHAPES[form.kind]
-    return Shape(
-        np.empty((P, lanes)),
-        np.empty((C, lanes)),
-        np.empty((C, lanes)),
-        np.empty(lanes),
-        np.empty((C, measurements, lanes)),
-        np.empty((form.rates * steps, lanes)),
-        np.empty((2 * C + 1, lanes)),
-    )
+    return shape_at(make_shapes(form, measurements, steps, lanes, 1), 0)
 
 
 @jit

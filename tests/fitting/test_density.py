@@ -32,9 +32,14 @@ CASES = [
     ("normal", "mean"),
 ]
 MORE = [
-    pytest.param("student_t", "voxel", "monoexponential", "rician", marks=pytest.mark.slow),
-    ("normal", "mean", "simplified", "student_t"),
-    ("normal", "voxel", "stretched", "gaussian"),
+    pytest.param("student_t", "voxel", "monoexponential", "rician", False, marks=pytest.mark.slow),
+    ("normal", "mean", "simplified", "student_t", False),
+    ("normal", "voxel", "stretched", "gaussian", False),
+]
+IMAGES = [  # with image effects
+    ("normal", "voxel", "biexponential", "gaussian", True),
+    ("mixture", "voxel", "stretched", "gaussian", True),
+    ("normal", "voxel", "simplified", "rician", True),
 ]
 
 
@@ -44,12 +49,13 @@ def region(
     signal: str = "biexponential",
     noise: str = "gaussian",
     voxels: int = 150,
+    images: bool = False,
 ) -> tuple[dict[str, np.ndarray], ModelSpec]:
     """150 voxels take two blocks, the second with fillers; the images are averaged differently often."""
     scan, _ = simulate(B, 30, voxels=voxels, signal=signal, noise=noise, seed=5)
     scan["averages"] = ("measurement", np.array([1, 2, 1, 3, 1, 1, 4, 2, 1, 1.0]))
     chosen = choose_voxels(scan, level=level)["region-1"]
-    spec = ModelSpec(signal, noise, population=population)
+    spec = ModelSpec(signal, noise, population=population, image_effects=images)
     found = population_mode(
         chosen["signal"].values / 100, chosen["averages"].values, np.array(B, float), spec.prior, None, signal,
         noise,
@@ -59,7 +65,9 @@ def region(
     return {**data, "averages": data["averages"] * often}, spec
 
 
-def points(data: dict[str, np.ndarray], level: str, count: int, population: str = "normal") -> np.ndarray:
+def points(
+    data: dict[str, np.ndarray], level: str, count: int, population: str = "normal", images: bool = False
+) -> np.ndarray:
     """Coordinates from the bulk of the posterior to far outside it."""
     rng = np.random.default_rng(7)
     P = len(data["centre"])
@@ -68,20 +76,24 @@ def points(data: dict[str, np.ndarray], level: str, count: int, population: str 
     if level == "voxel":
         middle = [*data["centre"], *np.log(data["spread"]), *partial, 1, -2, -3]
         middle += [-2, *np.full(P, 0.3)] if population == "mixture" else []
-    x = np.concatenate([middle, np.zeros(data["eta"].size)])
+        middle += [-3.5] if images else []
+    x = np.concatenate([middle, np.zeros(data["eta"].size + (len(data["b"]) if images else 0))])
     return x + np.linspace(0.1, 3, count)[:, None] * rng.standard_normal((count, x.size))
 
 
 @pytest.mark.parametrize(
-    ("population", "level", "signal", "noise"), [*((*c, "biexponential", "gaussian") for c in CASES), *MORE]
+    ("population", "level", "signal", "noise", "images"),
+    [*((*c, "biexponential", "gaussian", False) for c in CASES), *MORE, *IMAGES],
 )
-def test_density_and_gradient_are_those_of_pymc(population: str, level: str, signal: str, noise: str) -> None:
-    data, spec = region(population, level, signal, noise)
+def test_density_and_gradient_are_those_of_pymc(
+    population: str, level: str, signal: str, noise: str, images: bool
+) -> None:
+    data, spec = region(population, level, signal, noise, images=images)
     block, model = pack_region(data, spec, level), build_model(data, spec, level)
     reference = model.logp_dlogp_function(ravel_inputs=True)
     reference.set_extra_values({})
     assert coordinates(block) == sum(v.size for v in model.initial_point().values())
-    for x in points(data, level, 5, population):
+    for x in points(data, level, 5, population, images):
         expected, slope = reference(x)
         found = np.empty_like(x)
         assert log_density(x, found, block) == pytest.approx(float(expected), rel=1e-10, abs=1e-7)
@@ -185,12 +197,15 @@ def test_likelihood_and_S0_of_draws_have_their_closed_forms(level: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("population", "level", "signal", "noise"), [(*c, "biexponential", "gaussian") for c in CASES] + MORE[:1]
+    ("population", "level", "signal", "noise", "images"),
+    [*((*c, "biexponential", "gaussian", False) for c in CASES), MORE[0], IMAGES[0], IMAGES[2]],
 )
-def test_draws_are_split_as_pymc_does(population: str, level: str, signal: str, noise: str) -> None:
-    data, spec = region(population, level, signal, noise)
+def test_draws_are_split_as_pymc_does(
+    population: str, level: str, signal: str, noise: str, images: bool
+) -> None:
+    data, spec = region(population, level, signal, noise, images=images)
     block, model = pack_region(data, spec, level), build_model(data, spec, level)
-    x = points(data, level, 3, population)
+    x = points(data, level, 3, population, images)
     drawn, names = split_draws(x, block), [v.name for v in model.free_RVs]
     inverse = model.compile_fn(
         model.replace_rvs_by_values(model.free_RVs), inputs=model.value_vars, point_fn=False

@@ -1,0 +1,278 @@
+# mypy: disallow_untyped_defs=False
+"""Voxels of a region in the sampling space, a block at a time: theta, curve, noise and population.
+
+Voxels lie on the last axis of every array, up to `BLOCK` in a block, so that the inner loops vectorise.
+Padding voxels in the last block have the weight 0 (`present`). Latent of a voxel are its P parameters theta
+and, where the noise does not let S0 be integrated out, S0, whose population is independent of theta's: Q in
+all. Each function is followed by the one that takes its gradient back.
+"""
+
+import math
+
+import numpy as np
+
+from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T
+from ivimbayes.numerics.jit import Cube, Cubes, Matrix, Vector, jit, separate
+from ivimbayes.numerics.noise import gaussian, rician, student_t
+from ivimbayes.numerics.signals import Form, Shape, signal_adjoint, signal_curve
+from ivimbayes.numerics.triangular import cholesky_adjoint, cholesky_blocks, solve_lower, solve_upper
+
+# Scratch of a block of voxels. Few arrays are handed to the functions below, since each is copied at a call.
+FACTOR, FACTOR_BAR, SQUARE, MORE_SQUARE, S_SUM = range(5)  # of `squares` (5, Q, Q, voxel)
+INVERSE, RIGHT, U, Z, THETA, THETA_BAR, Z_BAR, E_BAR, DEVIATION, PULL = range(10)  # of `rows` (10, Q, voxel)
+
+
+@separate()
+def locate(
+    S: Matrix, shift: Vector, Lambda: Cube, eta: Matrix, move: Vector, squares: Cubes, rows: Cube
+) -> None:
+    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta + Lambda move) and shift = Sigma⁻¹ mu.
+
+    ``move`` is how far image effects move the centres of the likelihoods; empty without.
+    """
+    F, inverse, a, u, z, theta = squares[FACTOR], rows[INVERSE], rows[RIGHT], rows[U], rows[Z], rows[THETA]
+    lanes = z.shape[1]
+    cholesky_blocks(S, Lambda, F, inverse)
+    for i in range(z.shape[0]):
+        for w in range(lanes):
+            a[i, w] = shift[i] + eta[i, w]
+        for j in range(move.size):
+            for w in range(lanes):
+                a[i, w] += Lambda[i, j, w] * move[j]
+    solve_lower(F, inverse, a, u)
+    for i in range(z.shape[0]):
+        for w in range(lanes):
+            a[i, w] = u[i, w] + z[i, w]
+    solve_upper(F, inverse, a, theta)
+
+
+@separate()
+def back_from_theta(
+    present: Vector, Lambda: Cube, e_sum: Matrix, move_sum: Matrix, squares: Cubes, rows: Cube
+) -> None:
+    """Adjoints of `locate`: of z; those of Sigma⁻¹, of shift + eta and of move added to their sums."""
+    F, F_bar, R, X = squares[FACTOR], squares[FACTOR_BAR], squares[SQUARE], squares[MORE_SQUARE]
+    S_sum, inverse, u, theta = squares[S_SUM], rows[INVERSE], rows[U], rows[THETA]
+    theta_bar, z_bar, e_bar = rows[THETA_BAR], rows[Z_BAR], rows[E_BAR]
+    Q, lanes = theta.shape
+    solve_lower(F, inverse, theta_bar, z_bar)
+    solve_upper(F, inverse, z_bar, e_bar)
+    for i in range(Q):
+        for j in range(i + 1):
+            for w in range(lanes):
+                F_bar[i, j, w] = -theta[i, w] * z_bar[j, w] - e_bar[i, w] * u[j, w]
+        for w in range(lanes):
+            F_bar[i, i, w] -= inverse[i, w]
+    cholesky_adjoint(F, inverse, F_bar, R, X)
+    for i in range(Q):
+        for j in range(i + 1):
+            for w in range(lanes):
+                S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
+        for w in range(lanes):
+            e_sum[i, w] += present[w] * e_bar[i, w]
+        for j in range(move_sum.shape[0]):
+            for w in range(lanes):
+                move_sum[j, w] += Lambda[i, j, w] * e_bar[i, w]
+
+
+@jit
+def read_z(x, start, count, z):
+    """Copy the z of `count` voxels from the coordinates into lanes; fillers get 0."""
+    P, lanes = z.shape
+    for w in range(count):
+        for i in range(P):
+            z[i, w] = x[start + w * P + i]
+    for w in range(count, lanes):
+        for i in range(P):
+            z[i, w] = 0.0
+
+
+@separate()
+def curve_of_block(
+    form: Form,
+    b: Vector,
+    step: Vector,
+    steps: Vector,
+    left: Vector,
+    right: Vector,
+    root: Matrix,
+    theta: Matrix,
+    curve: Matrix,
+    shape: Shape,
+) -> None:
+    """Weighted curves of a block's theta (parameter, lane)."""
+    signal_curve(form, theta, root, b, step, steps, left, right, curve, shape)
+
+
+@separate()
+def noise_of_block(
+    noise: int,
+    measurements: float,
+    P: int,
+    signal: Matrix,
+    within: Vector,
+    present: Vector,
+    theta: Matrix,
+    three: Vector,
+    curves: Cube,
+    bars: Matrix,
+    work: Matrix,
+    out: Matrix,
+) -> None:
+    """Density of a block's signals given their curves; adjoints of the curves and of a latent S0.
+
+    Sums go into the rows of ``bars``: adjoints of S0_roi, of sigma² and of S0_sd², and the log-density.
+    """
+    mean, S0_variance, variance = three[0], three[1] ** 2, three[2] ** 2
+    curve, curve_bar = curves[0], curves[1]
+    if noise == GAUSSIAN:
+        gaussian(
+            signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
+        )
+    elif noise == RICIAN:
+        rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+    elif noise == STUDENT_T:
+        student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+    else:
+        bars[3, 0] = np.nan
+
+
+@separate()
+def adjoint_of_block(form: Form, b: Vector, root: Matrix, curve_bar: Matrix, shape: Shape, out: Matrix) -> None:
+    """Adjoint of theta from that of the weighted curves."""
+    signal_adjoint(form, curve_bar, root, b, shape, out)
+
+
+@jit
+def block_curve(region, block, theta, curve, shape):
+    """Do `curve_of_block` for a block of a region."""
+    curve_of_block(
+        region.form, region.b, region.step, region.steps, region.left, region.right, region.root[block],
+        theta[: region.centre.size], curve, shape,
+    )  # fmt: skip
+
+
+@jit
+def block_noise(region, block, theta, three, curves, bars, work, out):
+    """Do `noise_of_block` for a block of a region."""
+    noise_of_block(
+        region.noise, region.measurements, region.centre.size, region.signal[block], region.within[block],
+        region.present[block], theta, three, curves, bars, work, out,
+    )  # fmt: skip
+
+
+@separate()
+def population(
+    mu: Vector,
+    S: Matrix,
+    P: int,
+    nu: float,
+    mixed: float,
+    second: Vector,
+    present: Vector,
+    mu_sum: Matrix,
+    total: Vector,
+    work: Matrix,
+    squares: Cubes,
+    rows: Cube,
+) -> None:
+    """Density of theta, and S0 after it, given the population; adjoints added.
+
+    Of a mixture ``second`` is (share, shift, Sigma⁻¹ shift); the adjoints of logit share and shift go into
+    the last rows of ``mu_sum``.
+    """
+    theta, theta_bar, d, Sd = rows[THETA], rows[THETA_BAR], rows[DEVIATION], rows[PULL]
+    S_sum = squares[S_SUM]
+    Q, lanes = theta.shape
+    q, weight = work[0], work[1]
+    for i in range(Q):
+        for w in range(lanes):
+            d[i, w] = theta[i, w] - mu[i]
+    for w in range(lanes):
+        q[w] = 0.0
+    for i in range(P):
+        for w in range(lanes):
+            Sd[i, w] = 0.0
+        for j in range(P):
+            for w in range(lanes):
+                Sd[i, w] += S[i, j] * d[j, w]
+        for w in range(lanes):
+            q[w] += Sd[i, w] * d[i, w]
+    if nu > 0.0:
+        for w in range(lanes):
+            total[w] -= present[w] * 0.5 * (nu + P) * math.log1p(q[w] / nu)
+        for w in range(lanes):
+            weight[w] = present[w] * (nu + P) / (nu + q[w])
+    else:
+        for w in range(lanes):
+            total[w] -= present[w] * 0.5 * q[w]
+        for w in range(lanes):
+            weight[w] = present[w]
+    if mixed != 0.0:
+        mix(P, second, present, d, Sd, mu_sum[Q:], S_sum, total, work)
+    for i in range(P, Q):
+        for w in range(lanes):
+            Sd[i, w] = S[i, i] * d[i, w]
+            total[w] -= present[w] * 0.5 * Sd[i, w] * d[i, w]
+    for i in range(Q):
+        if i == P:
+            for w in range(lanes):
+                weight[w] = present[w]
+        for w in range(lanes):
+            theta_bar[i, w] -= weight[w] * Sd[i, w]
+        for w in range(lanes):
+            mu_sum[i, w] += weight[w] * Sd[i, w]
+        for j in range(i + 1):
+            for w in range(lanes):
+                S_sum[i, j, w] -= 0.5 * weight[w] * d[i, w] * d[j, w]
+
+
+@separate(optional=True)
+def mix(
+    P: int,
+    second: Vector,
+    present: Vector,
+    d: Matrix,
+    Sd: Matrix,
+    second_sum: Matrix,
+    S_sum: Cube,
+    total: Vector,
+    work: Matrix,
+) -> None:
+    """Turn a normal population into a mixture of two: add log(1 - w + w N2 / N1); Sd becomes its gradient.
+
+    With r the probability that a voxel is of the second, the gradient is that of a normal whose residual is
+    d less r times the shift.
+    """
+    share, lanes = second[0], Sd.shape[1]
+    shift, Sshift, r = second[1 : 1 + P], second[1 + P :], work[0]
+    base = math.log(share) - math.log1p(-share)
+    for i in range(P):
+        base -= 0.5 * shift[i] * Sshift[i]
+    for w in range(lanes):
+        r[w] = base
+    for i in range(P):
+        for w in range(lanes):
+            r[w] += shift[i] * Sd[i, w]
+    for w in range(lanes):
+        odds = math.exp(-abs(r[w]))
+        total[w] += present[w] * (math.log1p(-share) + max(r[w], 0.0) + math.log1p(odds))
+        r[w] = (1.0 if r[w] > 0.0 else odds) / (1.0 + odds)
+        second_sum[0, w] += present[w] * (r[w] - share)
+    for i in range(P):
+        for w in range(lanes):
+            second_sum[1 + i, w] += present[w] * r[w] * (Sd[i, w] - Sshift[i])
+            Sd[i, w] -= r[w] * Sshift[i]
+        for j in range(i + 1):
+            for w in range(lanes):
+                cross = d[i, w] * shift[j] + shift[i] * d[j, w] - shift[i] * shift[j]
+                S_sum[i, j, w] += 0.5 * present[w] * r[w] * cross
+
+
+@jit
+def total_of(x):
+    """Sum, term by term."""
+    total = 0.0
+    for w in range(x.size):
+        total += x[w]
+    return total
