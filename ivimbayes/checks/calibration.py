@@ -26,8 +26,9 @@ from ivimbayes.fitting.density import compile_density
 from ivimbayes.fitting.draws import split_draws
 from ivimbayes.fitting.packing import noise_constant
 from ivimbayes.fitting.plan import Settings
+from ivimbayes.fitting.prepare import prepare_region
 from ivimbayes.fitting.sampler import SamplerPool, chain_options, retry_factor
-from ivimbayes.fitting.starts import RegionTask, prepare_region
+from ivimbayes.fitting.starts import RegionTask
 from ivimbayes.fitting.voxels import MIN_POOLED
 from ivimbayes.io.digest import code_digest
 from ivimbayes.io.netcdf import check_netcdf, write_netcdf

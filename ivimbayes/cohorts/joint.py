@@ -14,7 +14,7 @@ from ivimbayes.cohorts.estimates import region_estimates
 from ivimbayes.cohorts.fit import as_cohort, check_options, region_data
 from ivimbayes.errors import InputError
 from ivimbayes.fitting.packing import model_data
-from ivimbayes.fitting.starts import prepare_region
+from ivimbayes.fitting.prepare import prepare_region
 from ivimbayes.models.correlation import correlations
 from ivimbayes.models.pymc_model import build_joint_model
 from ivimbayes.models.spec import sigma_scale, signal_scale

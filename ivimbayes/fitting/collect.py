@@ -14,6 +14,7 @@ from ivimbayes.models.correlation import correlations, covariance, pairs
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.population import (
     add_second,
+    draw_image_effects,
     draw_levels,
     draw_region_prior,
     draw_second_prior,
@@ -117,9 +118,12 @@ def _of_chain(
     unit = noise_constant(spec.noise, voxels["signal"].values / scale, averages)
     unit -= voxels.sizes["measurement"] * np.log(scale)
     curve = signal.curve(voxels["b"].values, *(values[n][kept, :, None] for n in signal.parameters))
+    images = {name: raw[name] for name in ("image_sd", "image_effect") if name in raw}
+    if images:
+        curve = curve * np.exp(images["image_effect"][kept, None, :])
     predictive = noise.draw_signal(rng, curve, S0[kept], raw["sigma"][kept, None], averages)
     by_voxel = {k: shorten(v) for k, v in {**values, "S0": scale * S0}.items()}
-    hyper = {name: scale * raw[name] for name in ("sigma", "S0_roi", "S0_sd")}
+    hyper = images | {name: scale * raw[name] for name in ("sigma", "S0_roi", "S0_sd")}
     if pooled:
         correlation = correlations(raw["partial"], len(signal.parameters))
         hyper |= {"mu": raw["mu"], "sd": raw["sd"], "correlation": correlation}
@@ -151,6 +155,8 @@ def _prior(
         drawn |= draw_second_prior(drawn["sd"], rng)
     P = drawn["mu"].shape[1]
     averages = voxels["averages"].values
+    if pooled and spec.image_effects:
+        drawn |= draw_image_effects(voxels.sizes["measurement"], PRIOR_DRAWS, rng)
     if pooled:
         drawn |= draw_levels(averages, PRIOR_DRAWS, rng)
     else:  # one curve: S0 itself is normal about the prior's mean
@@ -165,6 +171,8 @@ def _prior(
         if mixed:
             theta = add_second(theta, drawn["second_share"][d], drawn["second_shift"][d], rng)
         curve = signal.curve(voxels["b"].values, *(v[:, None] for v in signal.values(*theta.T)))
+        if "image_effect" in drawn:
+            curve = curve * np.exp(drawn["image_effect"][d])
         S0 = drawn["S0_roi"][d] + drawn["S0_sd"][d] * rng.standard_normal(V)
         predictive.append(
             NOISES[spec.noise].draw_signal(rng, curve, S0, np.full(V, drawn["sigma"][d]), averages)
@@ -188,7 +196,7 @@ DIMS = {
     **dict.fromkeys((*(f"{p}_roi" for p in PARAMETERS), "sigma", "S0_sd"), ("roi",)),
     "signal": ("voxel", "measurement"), "second_probability": ("voxel",),
     **dict.fromkeys(("mu", "sd", "second_shift"), ("roi", "parameter")), "correlation": ("roi", "pair"),
-    "second_share": ("roi",),
+    "second_share": ("roi",), "image_sd": ("roi",), "image_effect": ("roi", "measurement"),
 }  # fmt: skip
 LONG_NAMES = {
     "mu": "mean of theta, the signal's unbounded parameters, in the region",
@@ -197,6 +205,8 @@ LONG_NAMES = {
     "second_probability": "probability that the voxel is of the second population",
     "second_share": "share of the region's voxels in the second population",
     "second_shift": "mean of theta in the second population less that of the first",
+    "image_sd": "standard deviation of the image effects of the region",
+    "image_effect": "logarithm of the factor that all signals of the region have in common in an image",
     "S0_roi": "mean S0 of the region",
     "S0_sd": "standard deviation of S0 between voxels",
     "signal": "diffusion-weighted signal",

@@ -26,7 +26,6 @@ from ivimbayes.models.signals import SIGNALS
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Matrix, Vector, allocating_jit, jit
 
-FIRST_SD = 0.02  # of the image effects, where the approximation is made
 LEAST_SPREAD = 1e-4  # variance of S0 between voxels, in that approximation
 
 
@@ -77,7 +76,6 @@ def image_reference(
     mode: PopulationMode,
     model: str,
     noise: str,
-    effects: Array | None = None,
 ) -> ImageReference:
     """Approximate a region's likelihood in theta and image effects about a mode.
 
@@ -91,11 +89,9 @@ def image_reference(
         Where.
     model, noise : str
         Names in `SIGNALS` and `NOISES`.
-    effects : ndarray (measurement,), optional
-        Image effects there; 0 when not given.
     """
     (V, K), variance, marginal = signal.shape, mode.sigma**2, NOISES[noise].marginal
-    P, e = mode.theta.shape[1], np.zeros(K) if effects is None else effects
+    P, e = mode.theta.shape[1], mode.effects
     g, d = SIGNALS[model].jacobian(b, mode.theta)
     g, d, S0 = g * np.exp(e), d * np.exp(e), mode.S0
     mean = S0[:, None] * g

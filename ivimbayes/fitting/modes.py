@@ -44,6 +44,8 @@ class PopulationMode:
         Least-squares S0.
     log_evidence : float
         Laplace approximation up to a constant, to rank modes of one region.
+    effects : ndarray (measurement,)
+        Image effects that were taken for given.
     """
 
     mean: np.ndarray
@@ -54,6 +56,7 @@ class PopulationMode:
     shift: np.ndarray
     S0: np.ndarray
     log_evidence: float
+    effects: np.ndarray
 
     @property
     def location(self) -> np.ndarray:
@@ -139,6 +142,8 @@ def population_mode(
     start: "PopulationMode | np.ndarray | None" = None,
     model: str = "biexponential",
     noise: str = "gaussian",
+    population: tuple[np.ndarray, np.ndarray] | None = None,
+    effects: np.ndarray | None = None,
 ) -> PopulationMode:
     """Mode of a region's population by alternating voxel modes and moments (Laplace-EM).
 
@@ -153,6 +158,10 @@ def population_mode(
     noise : str
         A name in `NOISES`. Where S0 is not integrated out, ``precision`` and ``shift`` have it as their last
         parameter.
+    population : tuple of ndarray (parameter,), (parameter, parameter), optional
+        Mean and covariance of theta where they are known: only voxels and sigma are sought then.
+    effects : ndarray (measurement,), optional
+        Image effects where they are known.
 
     Returns
     -------
@@ -175,18 +184,21 @@ def population_mode(
         mu = centre.copy() if start is None else np.asarray(start, float)
         Sigma = np.diag((0.5 * spread) ** 2) if V > 1 else W
         sigma = 0.1 * float(np.median(signal.max(axis=1)))
-    theta = np.tile(mu, (V, 1))
+    theta, factor = np.tile(mu, (V, 1)), np.exp(np.zeros(K) if effects is None else effects)
     if V == 1:
         mu, Sigma = centre, W
+    if population is not None:
+        mu, Sigma = population
     best: PopulationMode | None = None
     data = Complete(signal, averages, averages, 0.0, 1.0)
     for _ in range(POPULATION_STEPS):
         theta, precision, S0, square = voxel_modes(
-            data.signal, data.weight, b, sigma, mu, Sigma, theta, model, POPULATION_MODE_STEPS
-        )
+            data.signal / factor, data.weight * factor**2, b, sigma, mu, Sigma, theta, model,
+            POPULATION_MODE_STEPS,
+        )  # fmt: skip
         inverse, d = np.linalg.inv(Sigma), theta - mu
         C = np.linalg.inv(precision + inverse)
-        mean = S0[:, None] * SIGNALS[model].jacobian(b, theta)[0]
+        mean = S0[:, None] * factor * SIGNALS[model].jacobian(b, theta)[0]
         if marginal:
             log_likelihood = -0.5 * square.sum() / sigma**2 - V * (K - 1) * np.log(sigma)
         else:
@@ -202,8 +214,10 @@ def population_mode(
         if best is None or log_evidence > best.log_evidence:
             found = precision, np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
             if not marginal:
-                found = _with_S0(completed, b, theta, S0, sigma, d @ inverse, model)
-            best = PopulationMode(mu, Sigma, sigma, theta, *found, S0, float(log_evidence))
+                found = _with_S0(completed, b, theta, S0, sigma, d @ inverse, model, factor)
+            best = PopulationMode(
+                mu, Sigma, sigma, theta, *found, S0, float(log_evidence), np.log(factor)
+            )
         before, sigma_before = mu, sigma
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
         if not marginal:
@@ -213,6 +227,10 @@ def population_mode(
         data = completed
         settled = marginal or abs(sigma / sigma_before - 1) < 1e-3
         if V == 1:
+            continue
+        if population is not None:
+            if abs(sigma / sigma_before - 1) < 1e-3:
+                break
             continue
         mu = np.linalg.solve(
             np.linalg.inv(W) + V * inverse, np.linalg.solve(W, centre) + inverse @ theta.sum(axis=0)
@@ -268,9 +286,10 @@ def _with_S0(
     sigma: float,
     gradient: np.ndarray,
     model: str,
+    factor: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision and shift of a likelihood of theta and S0, whose gradient in theta is given, in S0 zero."""
-    g, d = SIGNALS[model].jacobian(b, theta)
+    g, d = (factor * each for each in SIGNALS[model].jacobian(b, theta))
     J = np.concatenate([S0[:, None, None] * d, g[:, None, :]], axis=1)
     precision = np.einsum("vpk,vk,vqk->vpq", J, data.information, J) / sigma**2
     shift = np.einsum("vpq,vq->vp", precision, np.concatenate([theta, S0[:, None]], axis=1))

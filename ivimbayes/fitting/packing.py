@@ -304,12 +304,16 @@ def unpack(block):
     )
 
 
+def hyperparameter_count(block: Array) -> int:
+    """Count the coordinates of a region that come before those of its voxels."""
+    P, pooled, mixed, images = int(block[3]), bool(block[11]), bool(block[14]), int(block[17])
+    return 2 * P + P * (P - 1) // 2 + 3 + mixed * (1 + P) + (images > 0) if pooled else 1
+
+
 def coordinates(block: Array) -> int:
     """Count the unconstrained coordinates of a region."""
-    V, P, Q, pooled, mixed = int(block[2]), int(block[3]), int(block[6]), bool(block[11]), bool(block[14])
-    images = int(block[17])
-    more = 1 + images if images else 0
-    return V * Q + more + (2 * P + P * (P - 1) // 2 + 3 + mixed * (1 + P) if pooled else 1)
+    V, Q, images = int(block[2]), int(block[6]), int(block[17])
+    return hyperparameter_count(block) + V * Q + images
 
 
 def model_data(

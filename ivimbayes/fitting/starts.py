@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from ivimbayes.fitting.mixture import MixtureStart, find_mixture_starts
+from ivimbayes.fitting.mixture import MixtureStart
 from ivimbayes.fitting.modes import PopulationMode, population_mode
-from ivimbayes.fitting.packing import model_data, pack_region
 from ivimbayes.models.parameters import PARAMETERS
 from ivimbayes.models.signals import SIGNALS, Signal
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec
@@ -27,6 +26,7 @@ class RegionTask:
     starts: tuple[PopulationMode, ...]
     block: np.ndarray
     seconds: tuple[MixtureStart, ...] = ()
+    pilot: np.ndarray | None = None  # draws of the hyperparameters' coordinates, of a region with image effects
 
     @property
     def level(self) -> str:
@@ -34,16 +34,7 @@ class RegionTask:
         return str(self.voxels.attrs["level"])
 
 
-def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float) -> RegionTask:
-    """Find the modes of a region, whose signals are divided by `scale`, and pack its data."""
-    starts = _starts(voxels, spec, scale)
-    block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
-    mixed = spec.population == "mixture" and voxels.attrs["level"] == "voxel"
-    seconds = find_mixture_starts(starts[0], spec) if mixed else ()
-    return RegionTask(name, voxels, spec, scale, starts, block, seconds)
-
-
-def _starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[PopulationMode, ...]:
+def population_starts(voxels: xr.Dataset, spec: ModelSpec, scale: float) -> tuple[PopulationMode, ...]:
     """Modes of the population that dispersed starting points lead to, the best first.
 
     They are sought on a part of the voxels. Modes that differ are refined on all voxels and kept where their
@@ -91,6 +82,9 @@ def start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.nd
     mode, best = task.starts[chain % len(task.starts)], task.starts[0]
     sd = np.sqrt(np.diag(mode.covariance))
     z = 0.5 * rng.standard_normal(best.shift.shape)
+    if task.pilot is not None:
+        of_images = 0.5 * rng.standard_normal(len(best.effects))
+        return np.concatenate([task.pilot[rng.integers(len(task.pilot))], z.ravel(), of_images])
     ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
     if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
         P, Q = len(sd), best.shift.shape[1]

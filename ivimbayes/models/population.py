@@ -6,7 +6,7 @@ from scipy.special import expit, logit
 from ivimbayes.models.correlation import covariance, draw_correlation
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, sigma_scale
+from ivimbayes.models.spec import IMAGE_SCALE, S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, sigma_scale
 
 
 def draw_region_prior(
@@ -68,6 +68,12 @@ def draw_theta(
     if population == "student_t":
         z = z / np.sqrt(rng.chisquare(nu, (voxels, 1)) / nu)
     return np.asarray(mu + z @ np.linalg.cholesky(Sigma + 1e-12 * np.eye(P)).T)
+
+
+def draw_image_effects(images: int, draws: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw ``image_sd`` (draw,) and ``image_effect`` (draw, measurement) from their prior."""
+    sd = np.abs(IMAGE_SCALE * rng.standard_normal(draws))
+    return {"image_sd": sd, "image_effect": sd[:, None] * rng.standard_normal((draws, images))}
 
 
 def draw_second_prior(sd: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -37,6 +37,7 @@ def simulate(
     S0: float = 100.0,
     S0_spread: float = 0.1,
     noise: str = "gaussian",
+    image_sd: float = 0.0,
     seed: int = 0,
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Simulate regions whose populations are drawn from a prior.
@@ -59,6 +60,9 @@ def simulate(
         Mean of S0 and its relative standard deviation between voxels.
     noise : str
         A name in `NOISES`.
+    image_sd : float
+        Standard deviation of the image effects: the logarithm of a factor that all voxels of a region have in
+        common in an image.
     seed : int
         Seed of everything drawn.
 
@@ -87,8 +91,9 @@ def simulate(
     )
     names = {r + 1: f"region-{r + 1}" for r in range(regions)}
     labels = np.broadcast_to(np.arange(1, regions + 1), (voxels, regions))
+    factor = np.exp(image_sd * np.random.default_rng([seed, 1]).standard_normal((regions, 1, len(b))))
     scan, truth = _image(
-        theta[:, :, None], labels[:, :, None], b, S0, S0_spread, S0 / snr, noise, names, rng, signal
+        theta[:, :, None], labels[:, :, None], b, S0, S0_spread, S0 / snr, noise, names, rng, signal, factor
     )
     for name in SIGNALS[signal].parameters:
         truth[f"{name}_roi"] = ("roi", drawn[f"{name}_roi"])
@@ -150,11 +155,12 @@ def _image(
     names: Mapping[int, str],
     rng: np.random.Generator,
     signal_model: str = "biexponential",
+    factor: np.ndarray | float = 1.0,
 ) -> tuple[xr.Dataset, xr.Dataset]:
     inside, model = labels > 0, SIGNALS[signal_model]
     values = model.values(*np.moveaxis(theta, -1, 0))
     S0_map = np.where(inside, S0 * (1 + S0_spread * rng.standard_normal(labels.shape)), 0.0)
-    curve = model.curve(b, *(v[..., None] for v in values))
+    curve = factor * model.curve(b, *(v[..., None] for v in values))
     signal = NOISES[noise].draw_signal(rng, curve, S0_map, np.full(labels.shape, sigma), np.ones(len(b)))
     space = ("x", "y", "z")
     scan = xr.Dataset(

@@ -34,7 +34,7 @@ def test_truth_has_the_density_that_draws_have(noise: str) -> None:
     """The log-likelihood of the truth is that of a draw that is the truth."""
     from ivimbayes.fitting.draws import split_draws
     from ivimbayes.fitting.packing import coordinates
-    from ivimbayes.fitting.starts import prepare_region
+    from ivimbayes.fitting.prepare import prepare_region
 
     spec = ModelSpec(noise=noise)
     study = study_of(spec)
