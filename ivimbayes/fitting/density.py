@@ -239,7 +239,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
                 scratch.curves[block, 0], shape_at(shapes, block),
             )  # fmt: skip
             add_weighted(region, block, scratch.curves[block, 0], scratch.rows[block, THETA], by_image)
-        total += find_effects(region, of_images, by_image, three[2], tau, effects)
+        total += find_effects(region, of_images, by_image, three[0], three[2], tau, effects)
         total += effects_prior(effects, tau, IMAGE_SCALE)
         for k in range(images):
             factor[k] = math.exp(effects[k])
@@ -263,10 +263,11 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
             )  # fmt: skip
     if images > 0:
         of_images_bar = gradient[last:]
-        in_sigma, in_tau = effects_adjoint(
-            region, of_images, by_image, three[2], tau, IMAGE_SCALE, effects, effects_bar, of_images_bar,
+        in_S0, in_sigma, in_tau = effects_adjoint(
+            region, of_images, by_image, three[0], three[2], tau, IMAGE_SCALE, effects, effects_bar, of_images_bar,
             by_image_bar,
         )  # fmt: skip
+        three_bar[0] += in_S0
         three_bar[2] += in_sigma / (2.0 * variance)
         three_bar[3] += in_tau
         reflect(region.turn, of_images_bar, False)
@@ -347,6 +348,31 @@ def _second_prior(apart, second, second_bar, sd, gradient):
     return total
 
 
+@allocating_jit
+def unstretched(x, region):
+    """Coordinates from those that are sampled: the hyperparameters' are a linear map of theirs."""
+    H = region.middle.size
+    if H == 0:
+        return x
+    y = x.copy()
+    for i in range(H):
+        y[i] = region.middle[i]
+        for j in range(H):
+            y[i] += region.stretch[i, j] * x[j]
+    return y
+
+
+@allocating_jit
+def stretch_gradient(gradient, region):
+    """Take the gradient in the coordinates back to those that are sampled."""
+    H = region.middle.size
+    by_coordinate = gradient[:H].copy()
+    for j in range(H):
+        gradient[j] = 0.0
+        for i in range(H):
+            gradient[j] += region.stretch[i, j] * by_coordinate[i]
+
+
 @separate(allocates=True)
 def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
     """Log-density of a region and its gradient.
@@ -366,6 +392,7 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
     """
     region = unpack(block)
     P, pairs, V = region.centre.size, region.shapes.size, region.voxels
+    x = unstretched(x, region)
     mu, sd, r, three, second, first = hyperparameters(x, region)
     Q = region.shift.shape[1]
     means, L, S = latent_population(mu, sd, r, three, Q)
@@ -419,6 +446,7 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
                 for k in range(j):
                     rest *= math.sqrt((1.0 - r[row + k]) * (1.0 + r[row + k]))
                 gradient[2 * P + row + j] += 0.5 * bar * rest * (1 - r[row + j] ** 2)
+    stretch_gradient(gradient, region)
     return total
 
 

@@ -58,7 +58,7 @@ def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, by_ima
                     scratch.curves[at, 0], shape_at(shapes, at),
                 )  # fmt: skip
                 add_weighted(region, at, scratch.curves[at, 0], scratch.rows[at, THETA], sums)
-            find_effects(region, of_images, sums, three[2], three[3], effects)
+            find_effects(region, of_images, sums, three[0], three[2], three[3], effects)
             for k in range(images):
                 factor[k] = math.exp(effects[k])
                 by_image[n, int(region.order[k])] = effects[k]
@@ -112,6 +112,11 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     P, pooled, lead = int(block[3]), bool(block[11]), x.shape[:-1]
     marginal = int(block[7]) == GAUSSIAN
     callbacks(block)
+    if H := int(block[18]):
+        middle, stretch = block[-H * H - H : -H * H], block[-H * H :].reshape(H, H)
+        x = np.concatenate([middle + x[..., :H] @ stretch.T, x[..., H:]], axis=-1)
+        block = np.append(block[: -H * H - H], [])
+        block[[0, 18]] = block.size, 0
     flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
     V, Q, images = int(block[2]), int(block[6]), int(block[17])
     latent, by_voxel, by_image = np.empty((len(flat), V, Q)), np.zeros((3, len(flat), V)), np.empty((len(flat), images))

@@ -52,6 +52,8 @@ class ImageReference(NamedTuple):
         Information on e_k given theta, times sigma².
     turn : ndarray (K,)
         Reflector of the e, of square length 2.
+    level : ndarray (1,)
+        Mean S0 at which the curves were summed; 0 where S0 is latent and in the sums.
     reflectors : ndarray (V, Q, Q)
         Reflectors of z of all voxels, of square length 2, the last axis numbers them.
     """
@@ -66,6 +68,7 @@ class ImageReference(NamedTuple):
     weight: Matrix
     certainty: Vector
     turn: Vector
+    level: Array
     reflectors: Array
 
 
@@ -127,6 +130,7 @@ def image_reference(
         target=np.log(np.maximum((weight * data.signal / (S0[:, None] if marginal else 1)).sum(axis=0), 1e-12)),
         weight=weight,
         certainty=certainty,
+        level=np.array([S0.mean() if marginal else 0.0]),
         turn=_reflectors(np.sqrt(certainty if marginal else np.eye(K)[0])[:, None])[:, 0],
         reflectors=_reflectors(
             np.linalg.cholesky(mode.precision + inverse).swapaxes(1, 2).reshape(V * len(origin), -1)
@@ -189,16 +193,23 @@ def moved_centre_adjoint(region, means, tau, move_bar, means_bar):
 
 
 @jit
-def find_effects(region, z, sums, sigma, tau, effects):
+def above_level(region, S0_roi):
+    """How far S0_roi lies above the level at which the curves were summed, a share of that."""
+    level = region.level[0]
+    return S0_roi / level - 1.0 if level > 0.0 else 0.0
+
+
+@jit
+def find_effects(region, z, sums, S0_roi, sigma, tau, effects):
     """Set the effects of the sorted images from their coordinates z and the sums of the curves.
 
     Returns the logarithm of the Jacobian.
     """
-    total, prior = 0.0, 1.0 / (tau * tau)
+    total, prior, above = 0.0, 1.0 / (tau * tau), above_level(region, S0_roi)
     for k in range(effects.size):
         precision = region.certainty[k] / (sigma * sigma)
         both = precision + prior
-        away = region.target[k] - math.log(sums[k])
+        away = region.target[k] - math.log(sums[k]) - above
         effects[k] = away * precision / both + z[int(region.order[k])] / math.sqrt(both)
         total -= 0.5 * math.log(both)
     return total
@@ -214,22 +225,25 @@ def effects_prior(effects, tau, scale):
 
 
 @jit
-def effects_adjoint(region, z, sums, sigma, tau, scale, effects, effects_bar, z_bar, sums_bar):
+def effects_adjoint(region, z, sums, S0_roi, sigma, tau, scale, effects, effects_bar, z_bar, sums_bar):
     """Take the adjoint of the effects back through `find_effects` and `effects_prior`.
 
-    Sets those of z and of the sums; returns those of ln sigma and of ln tau.
+    Sets those of z and of the sums; returns those of S0_roi, of ln sigma and of ln tau.
     """
-    prior, in_precision, in_prior = 1.0 / (tau * tau), 0.0, 0.0
+    prior, in_precision, in_prior, in_above = 1.0 / (tau * tau), 0.0, 0.0, 0.0
+    above = above_level(region, S0_roi)
     for k in range(effects.size):
         n = int(region.order[k])
         precision = region.certainty[k] / (sigma * sigma)
         both = precision + prior
-        away = region.target[k] - math.log(sums[k])
+        away = region.target[k] - math.log(sums[k]) - above
         bar = effects_bar[k] - effects[k] * prior
         in_both = -bar * (away * precision / both + 0.5 * z[n] / math.sqrt(both)) / both - 0.5 / both
         z_bar[n] = bar / math.sqrt(both)
         sums_bar[k] = -bar * precision / both / sums[k]
+        in_above -= bar * precision / both
         in_precision += precision * (bar * away / both + in_both)
         in_prior += in_both - 0.5 * effects[k] * effects[k]
     in_tau = -2.0 * prior * in_prior - effects.size + 1.0 - (tau / scale) ** 2
-    return -2.0 * in_precision, in_tau
+    in_S0 = in_above / region.level[0] if region.level[0] > 0.0 else 0.0
+    return in_S0, -2.0 * in_precision, in_tau

@@ -89,12 +89,15 @@ class PackedRegion(NamedTuple):
     order : ndarray (K,)
         Which image each of the sorted measurements is; K is M with image effects, which are not merged, and
         0 without, as is the size of all that follows.
-    target, certainty, quality, height, offset, response, pull, origin
+    target, certainty, quality, height, offset, response, pull, origin, level
         As in `ImageReference`, ``target`` and ``certainty`` sorted by b.
     turn, reflectors : ndarray (1, K), (Q, V Q)
         As in `ImageReference`, the number of the reflector first.
     weight : ndarray (B, M, BLOCK)
         As in `ImageReference`, over ``root``.
+    middle, stretch : ndarray (H,), (H, H)
+        The coordinates of the H hyperparameters are middle + stretch times those that are sampled; H is 0
+        where they are sampled as they are.
     """
 
     form: Form
@@ -132,14 +135,22 @@ class PackedRegion(NamedTuple):
     response: Matrix
     pull: Matrix
     origin: Vector
+    level: Vector
     reflectors: Matrix
     weight: Cube
+    middle: Vector
+    stretch: Matrix
 
 
-HEAD = 18  # length, lanes, voxels, P, M, steps, Q, noise, form (3), six more of `PackedRegion`, images
+HEAD = 19  # length, lanes, voxels, P, M, steps, Q, noise, form (3), six more of `PackedRegion`, K, H
 
 
-def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel") -> Array:
+def pack_region(
+    data: Mapping[str, Array],
+    spec: ModelSpec,
+    level: str = "voxel",
+    stretched: tuple[Array, Array] | None = None,
+) -> Array:
     """Put a region's data into the one block of numbers that the density reads.
 
     Parameters
@@ -150,6 +161,8 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
         Model with the region's prior.
     level : {"voxel", "mean"}
         As in `build_model`.
+    stretched : tuple of ndarray (H,), (H, H), optional
+        ``middle`` and ``stretch`` of `PackedRegion`.
     """
     V, Q = data["eta"].shape
     form, marginal = form_of(SIGNALS[spec.signal]), NOISES[spec.noise].marginal
@@ -163,7 +176,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
     head = [
         0, lanes, V, P, len(b), steps.shape[1], Q, NOISE_KINDS.index(spec.noise), *form,
         pooled, n.shape[1], spec.nu if heavy else 0, pooled and spec.population == "mixture",
-        _constant(data, spec, pooled, heavy), data["sigma_scale"], images,
+        _constant(data, spec, pooled, heavy), data["sigma_scale"], images, 0 if stretched is None else len(stretched[0]),
     ]  # fmt: skip
     root = np.sqrt(weight)
     by_voxel = (root * mean, root, within, np.ones(V), data["Lambda"], data["eta"])
@@ -171,7 +184,7 @@ def pack_region(data: Mapping[str, Array], spec: ModelSpec, level: str = "voxel"
         np.array(head, float), np.array([S0_MEAN, S0_MEAN_SD, S0_SD if pooled else S0_MEAN_SD]),
         data["centre"], data["width"], data["spread"], shapes, b, step, steps,
         *(to_blocks(values, lanes) for values in by_voxel),
-        *(_image_parts(data, root, lanes) if images else ()),
+        *(_image_parts(data, root, lanes) if images else ()), *(stretched or ()),
     ]  # fmt: skip
     block = np.concatenate([part.ravel() for part in parts])
     block[0] = block.size
@@ -185,7 +198,7 @@ def _image_parts(data: Mapping[str, Array], root: Array, lanes: int) -> list[Arr
     return [
         order.astype(float), data["image_target"][order], data["image_certainty"][order], data["image_turn"],
         data["image_quality"], data["image_height"], data["image_offset"], data["image_response"],
-        data["image_pull"], data["image_origin"], reflectors,
+        data["image_pull"], data["image_origin"], data["image_level"], reflectors,
         to_blocks(data["image_weight"][:, order] / root, lanes),
     ]  # fmt: skip
 
@@ -261,8 +274,9 @@ def unpack(block):
     i1 = i0 + 7 * K
     i2 = i1 + 2 * K * Q
     images = 1 if K > 0 else 0
-    i3 = i2 + images * Q
+    i3 = i2 + images * (Q + 1)
     i4 = i3 + images * Q * V * Q
+    i5, H = i4 + images * n, int(block[18])
     return PackedRegion(
         Form(int(block[8]), int(block[9]), int(block[10])),
         int(block[7]),
@@ -299,8 +313,11 @@ def unpack(block):
         block[i1 : i1 + K * Q].reshape((K, Q)),
         block[i1 + K * Q : i1 + 2 * K * Q].reshape((K, Q)),
         block[i2 : i2 + images * Q],
+        block[i2 + images * Q : i3],
         block[i3 : i3 + images * Q * V * Q].reshape((images * Q, V * Q)),
         block[i4 : i4 + images * n].reshape((images * B, M, lanes)),
+        block[i5 : i5 + H],
+        block[i5 + H : i5 + H + H * H].reshape((H, H)),
     )
 
 

@@ -33,7 +33,12 @@ def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float)
     if spec.image_effects and pooled:
         mode, pilot = _pilot(name, voxels, spec, scale, seconds)
         starts = (mode,)
-    block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"])
+    stretched = None
+    if pilot is not None:
+        C = np.cov(pilot.T)
+        C = 0.9 * C + 0.1 * np.diag(np.diag(C))
+        stretched = pilot.mean(axis=0), np.linalg.cholesky(C)
+    block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"], stretched)
     return RegionTask(name, voxels, spec, scale, starts, block, seconds, pilot)
 
 

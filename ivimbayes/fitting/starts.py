@@ -84,7 +84,11 @@ def start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.nd
     z = 0.5 * rng.standard_normal(best.shift.shape)
     if task.pilot is not None:
         of_images = 0.5 * rng.standard_normal(len(best.effects))
-        return np.concatenate([task.pilot[rng.integers(len(task.pilot))], z.ravel(), of_images])
+        drawn = task.pilot[rng.integers(len(task.pilot))]
+        if H := int(task.block[18]):
+            middle, stretch = task.block[-H * H - H : -H * H], task.block[-H * H :].reshape(H, H)
+            drawn = np.linalg.solve(stretch, drawn - middle)
+        return np.concatenate([drawn, z.ravel(), of_images])
     ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
     if task.level == "mean":  # the population is fixed: the mode's theta itself is the start
         P, Q = len(sd), best.shift.shape[1]

@@ -156,11 +156,11 @@ def _moved_centre(d: Mapping[str, Any], mean: Any, tau: Any) -> Any:
     return pt.dot((along * tau**2 + d["image_offset"]) / (d["image_quality"] * tau**2 + 1), d["image_response"])
 
 
-def _image_effects(d: Mapping[str, Any], curve: Any, S0: Any, sigma: Any, tau: Any) -> Any:
-    """Declare the image effects; ``S0`` is that of each voxel, or 1."""
+def _image_effects(d: Mapping[str, Any], curve: Any, S0: Any, above: Any, sigma: Any, tau: Any) -> Any:
+    """Declare the image effects; ``S0`` is that of each voxel, or 1 and ``above`` how far the mean has moved."""
     precision = d["image_certainty"] / sigma**2
     both = precision + tau**-2
-    away = d["image_target"] - pt.log((d["image_weight"] * curve * S0).sum(0))
+    away = d["image_target"] - pt.log((d["image_weight"] * curve * S0).sum(0)) - above
     return pm.CustomDist(
         "image_effect", tau, away * precision / both, both**-0.5, d["image_turn"], logp=_effects_logp,
         random=_effects_random, signature="(),(k),(k),(k)->(k)", dims="measurement",
@@ -326,8 +326,10 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             pm.Deterministic(name, value, dims="voxel")
         curve = signal.curve(d["b"], *(value[:, None] for value in values), exp=pt.exp)
         if images:
-            S0 = 1.0 if noise.marginal else theta[:, P, None]
-            curve = curve * pt.exp(_image_effects(d, curve, S0, sigma, tau))
+            S0, above = 1.0, S0_mean / d["image_level"] - 1
+            if not noise.marginal:
+                S0, above = theta[:, P, None], 0.0
+            curve = curve * pt.exp(_image_effects(d, curve, S0, above, sigma, tau))
         parents: tuple[Any, ...]
         if noise.marginal:
             logp, random = _marginal_signal(spec.noise)
