@@ -24,11 +24,19 @@ INVERSE, RIGHT, U, Z, THETA, THETA_BAR, Z_BAR, E_BAR, DEVIATION, PULL = range(10
 
 @separate()
 def locate(
-    S: Matrix, shift: Vector, Lambda: Cube, eta: Matrix, move: Vector, squares: Cubes, rows: Cube
+    S: Matrix,
+    shift: Vector,
+    Lambda: Cube,
+    eta: Matrix,
+    cross: Cube,
+    move: Vector,
+    squares: Cubes,
+    rows: Cube,
 ) -> None:
-    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta + Lambda move) and shift = Sigma⁻¹ mu.
+    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta + cross move) and shift = Sigma⁻¹ mu.
 
-    ``move`` is how far image effects move the centres of the likelihoods; empty without.
+    ``move`` are the expected image effects, negative, which move the centres of the likelihoods; empty
+    without.
     """
     F, inverse, a, u, z, theta = squares[FACTOR], rows[INVERSE], rows[RIGHT], rows[U], rows[Z], rows[THETA]
     lanes = z.shape[1]
@@ -36,9 +44,9 @@ def locate(
     for i in range(z.shape[0]):
         for w in range(lanes):
             a[i, w] = shift[i] + eta[i, w]
-        for j in range(move.size):
+        for k in range(move.size):
             for w in range(lanes):
-                a[i, w] += Lambda[i, j, w] * move[j]
+                a[i, w] += cross[i, k, w] * move[k]
     solve_lower(F, inverse, a, u)
     for i in range(z.shape[0]):
         for w in range(lanes):
@@ -48,7 +56,7 @@ def locate(
 
 @separate()
 def back_from_theta(
-    present: Vector, Lambda: Cube, e_sum: Matrix, move_sum: Matrix, squares: Cubes, rows: Cube
+    present: Vector, cross: Cube, e_sum: Matrix, move_sum: Matrix, squares: Cubes, rows: Cube
 ) -> None:
     """Adjoints of `locate`: of z; those of Sigma⁻¹, of shift + eta and of move added to their sums."""
     F, F_bar, R, X = squares[FACTOR], squares[FACTOR_BAR], squares[SQUARE], squares[MORE_SQUARE]
@@ -70,9 +78,9 @@ def back_from_theta(
                 S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
         for w in range(lanes):
             e_sum[i, w] += present[w] * e_bar[i, w]
-        for j in range(move_sum.shape[0]):
+        for k in range(move_sum.shape[0]):
             for w in range(lanes):
-                move_sum[j, w] += Lambda[i, j, w] * e_bar[i, w]
+                move_sum[k, w] += cross[i, k, w] * e_bar[i, w]
 
 
 @jit

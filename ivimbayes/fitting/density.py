@@ -37,8 +37,8 @@ from ivimbayes.fitting.image_effects import (
     effects_adjoint,
     effects_prior,
     find_effects,
-    moved_centre,
-    moved_centre_adjoint,
+    expected_effects,
+    expected_effects_adjoint,
     reflect,
 )
 from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
@@ -121,7 +121,8 @@ def place_voxels(block, z, region, S, shift, move, squares, rows, curve, shape):
     """Theta and curves of a block from the z of all voxels."""
     lanes, Q = rows.shape[2], rows.shape[1]
     read_z(z, block * lanes * Q, min(lanes, region.voxels - block * lanes), rows[Z])
-    locate(S, shift, region.precision[block], region.shift[block], move, squares, rows)
+    cross = region.cross[block if move.size > 0 else 0]
+    locate(S, shift, region.precision[block], region.shift[block], cross, move, squares, rows)
     block_curve(region, block, rows[THETA], curve, shape)
 
 
@@ -196,7 +197,8 @@ def finish_block(
             q[w] *= inverse[i, w] * inverse[i, w]
     for w in range(lanes):
         bars[3, w] += present[w] * 0.5 * math.log(q[w])
-    back_from_theta(present, region.precision[block], e_sum, move_sum, squares, rows)
+    cross = region.cross[block if move_sum.shape[0] > 0 else 0]
+    back_from_theta(present, cross, e_sum, move_sum, squares, rows)
     start = block * lanes * Q
     for w in range(min(lanes, region.voxels - block * lanes)):
         for i in range(Q):
@@ -223,16 +225,16 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     scratch = make_scratch(region, Q)
     shapes = make_shapes(region.form, M, region.steps.size, lanes, scratch.rows.shape[0])
     scratch.squares[:, S_SUM] = 0.0
-    sums = np.zeros((4 + 3 * Q + 1 + P, lanes))
+    sums = np.zeros((4 + 2 * Q + 1 + P + images, lanes))
     bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q : 5 + 2 * Q + P]
-    move_sum = sums[5 + 2 * Q + P : 5 + 2 * Q + P + (Q if images > 0 else 0)]
+    move_sum = sums[5 + 2 * Q + P :]
     z, of_images, z_bar = x[first:last].copy(), x[last:].copy(), gradient[first:last]
     effects, factor, by_image, by_image_bar = np.zeros(images), np.ones(images), np.zeros(images), np.zeros(images)
     effects_bar, move, total = np.zeros(images), np.empty(0), 0.0
     if images > 0:
         reflect(region.reflectors, z, True)
         reflect(region.turn, of_images, True)
-        move = moved_centre(region, mu, tau)
+        move = expected_effects(region, mu, tau)
         for block in range(blocks):
             place_voxels(
                 block, z, region, S, shift, move, scratch.squares[block], scratch.rows[block],
@@ -282,10 +284,10 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
                 z_bar,
             )  # fmt: skip
         reflect(region.reflectors, z_bar, False)
-        move_bar = np.empty(Q)
-        for i in range(Q):
-            move_bar[i] = total_of(move_sum[i])
-        three_bar[3] += moved_centre_adjoint(region, mu, tau, move_bar, mu_bar)
+        move_bar = np.empty(images)
+        for k in range(images):
+            move_bar[k] = total_of(move_sum[k])
+        three_bar[3] += expected_effects_adjoint(region, mu, tau, move_bar, mu_bar)
     for i in range(1 + P):
         second_bar[i] = total_of(mu_sum[Q + i])
     total -= V * noise_logs(region) * math.log(variance)

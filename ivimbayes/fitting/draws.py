@@ -17,7 +17,7 @@ from ivimbayes.fitting.density import (
     place_voxels,
     scale_curves,
 )
-from ivimbayes.fitting.image_effects import find_effects, moved_centre, reflect
+from ivimbayes.fitting.image_effects import find_effects, expected_effects, reflect
 from ivimbayes.fitting.packing import GAUSSIAN, unpack
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
@@ -50,7 +50,7 @@ def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, by_ima
             of_images = x[n, first + V * Q :].copy()
             reflect(region.reflectors, z, True)
             reflect(region.turn, of_images, True)
-            move = moved_centre(region, means, three[3])
+            move = expected_effects(region, means, three[3])
             sums[:] = 0.0
             for at in range(blocks):
                 place_voxels(

@@ -9,7 +9,7 @@ so that sampled as they are they mix badly. Three changes of coordinates, each w
   a normal one about ln of that sum over the sum of the curves, with the prior taken in. e_k is sampled as a
   standard normal about it (`find_effects`).
 - The centres of the voxels' likelihoods move with the region's mean by the part of it that e takes up, which
-  depends on tau (`moved_centre`).
+  depends on tau (`expected_effects`).
 - The directions in which all voxels move at once, wide when tau is, are made coordinates of their own by
   Householder reflections (`reflect`), so that the sampler's diagonal metric adapts to them; and so is the
   direction in which all e_k move, which S0 takes up.
@@ -40,8 +40,10 @@ class ImageReference(NamedTuple):
         Mean of the latents where the approximation was made.
     quality : ndarray (K,)
         Eigenvalues of the information on e, theta profiled out.
-    response : ndarray (K, Q)
-        How the centres of the voxels' likelihoods answer to e along each eigenvector.
+    vectors : ndarray (K, K)
+        The eigenvectors, one a row.
+    cross : ndarray (V, Q, K)
+        Information that e shares with the latents of each voxel.
     pull, height, offset : ndarray (K, Q), (K,), (K,)
         Information that e shares with the mean, gradient in e, and e, along each eigenvector.
     target : ndarray (K,)
@@ -60,7 +62,8 @@ class ImageReference(NamedTuple):
 
     origin: Vector
     quality: Vector
-    response: Matrix
+    vectors: Matrix
+    cross: Array
     pull: Matrix
     height: Vector
     offset: Vector
@@ -123,7 +126,8 @@ def image_reference(
     return ImageReference(
         origin=origin,
         quality=np.maximum(quality, 0),
-        response=(np.linalg.solve(mode.precision.sum(axis=0), cross.sum(axis=0)) @ U).T,
+        vectors=U.T,
+        cross=cross,
         pull=U.T @ (cross.swapaxes(1, 2) @ spread @ inverse).sum(axis=0),
         height=U.T @ gradient,
         offset=U.T @ e,
@@ -163,32 +167,34 @@ def reflect(reflectors, z, forward):
 
 
 @allocating_jit
-def moved_centre(region, means, tau):
-    """How far the centres of the voxels' likelihoods move, (Q,)."""
-    move, square = np.zeros(means.size), tau * tau
-    for k in range(region.quality.size):
-        along = -region.height[k]
+def expected_effects(region, means, tau):
+    """What the mean of the latents makes the effects be, less those of the approximation, negative, (K,)."""
+    K = region.quality.size
+    move, square = np.zeros(K), tau * tau
+    for n in range(K):
+        along = -region.height[n]
         for i in range(means.size):
-            along += region.pull[k, i] * (means[i] - region.origin[i])
-        share = (along * square + region.offset[k]) / (region.quality[k] * square + 1.0)
-        for i in range(means.size):
-            move[i] += region.response[k, i] * share
+            along += region.pull[n, i] * (means[i] - region.origin[i])
+        share = (along * square + region.offset[n]) / (region.quality[n] * square + 1.0)
+        for k in range(K):
+            move[k] += region.vectors[n, k] * share
     return move
 
 
 @jit
-def moved_centre_adjoint(region, means, tau, move_bar, means_bar):
-    """Take the adjoint of `moved_centre` back: added to that of the means; the adjoint of ln tau."""
+def expected_effects_adjoint(region, means, tau, move_bar, means_bar):
+    """Take the adjoint of `expected_effects` back: added to that of the means; the adjoint of ln tau."""
     square, tau_bar = tau * tau, 0.0
-    for k in range(region.quality.size):
-        along, share_bar = -region.height[k], 0.0
+    for n in range(region.quality.size):
+        along, share_bar = -region.height[n], 0.0
         for i in range(means.size):
-            along += region.pull[k, i] * (means[i] - region.origin[i])
-            share_bar += region.response[k, i] * move_bar[i]
-        below = region.quality[k] * square + 1.0
+            along += region.pull[n, i] * (means[i] - region.origin[i])
+        for k in range(move_bar.size):
+            share_bar += region.vectors[n, k] * move_bar[k]
+        below = region.quality[n] * square + 1.0
         for i in range(means.size):
-            means_bar[i] += share_bar * square / below * region.pull[k, i]
-        tau_bar += share_bar * (along - region.offset[k] * region.quality[k]) / (below * below)
+            means_bar[i] += share_bar * square / below * region.pull[n, i]
+        tau_bar += share_bar * (along - region.offset[n] * region.quality[n]) / (below * below)
     return 2.0 * square * tau_bar
 
 

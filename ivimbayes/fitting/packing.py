@@ -89,12 +89,14 @@ class PackedRegion(NamedTuple):
     order : ndarray (K,)
         Which image each of the sorted measurements is; K is M with image effects, which are not merged, and
         0 without, as is the size of all that follows.
-    target, certainty, quality, height, offset, response, pull, origin, level
+    target, certainty, quality, height, offset, vectors, pull, origin, level
         As in `ImageReference`, ``target`` and ``certainty`` sorted by b.
     turn, reflectors : ndarray (1, K), (Q, V Q)
         As in `ImageReference`, the number of the reflector first.
     weight : ndarray (B, M, BLOCK)
         As in `ImageReference`, over ``root``.
+    cross : ndarray (B, Q, K, BLOCK)
+        As in `ImageReference`; one block of no images without.
     middle, stretch : ndarray (H,), (H, H)
         The coordinates of the H hyperparameters are middle + stretch times those that are sampled; H is 0
         where they are sampled as they are.
@@ -132,12 +134,13 @@ class PackedRegion(NamedTuple):
     quality: Vector
     height: Vector
     offset: Vector
-    response: Matrix
+    vectors: Matrix
     pull: Matrix
     origin: Vector
     level: Vector
     reflectors: Matrix
     weight: Cube
+    cross: Cubes
     middle: Vector
     stretch: Matrix
 
@@ -197,9 +200,9 @@ def _image_parts(data: Mapping[str, Array], root: Array, lanes: int) -> list[Arr
     reflectors = np.moveaxis(data["image_reflectors"], -1, 0)
     return [
         order.astype(float), data["image_target"][order], data["image_certainty"][order], data["image_turn"],
-        data["image_quality"], data["image_height"], data["image_offset"], data["image_response"],
+        data["image_quality"], data["image_height"], data["image_offset"], data["image_vectors"],
         data["image_pull"], data["image_origin"], data["image_level"], reflectors,
-        to_blocks(data["image_weight"][:, order] / root, lanes),
+        to_blocks(data["image_weight"][:, order] / root, lanes), to_blocks(data["image_cross"], lanes),
     ]  # fmt: skip
 
 
@@ -272,11 +275,12 @@ def unpack(block):
     K = int(block[17])
     i0 = o6 + B * Q * lanes
     i1 = i0 + 7 * K
-    i2 = i1 + 2 * K * Q
-    images = 1 if K > 0 else 0
+    i2 = i1 + K * K + K * Q
+    images, crossed = (1, B) if K > 0 else (0, 1)
     i3 = i2 + images * (Q + 1)
     i4 = i3 + images * Q * V * Q
-    i5, H = i4 + images * n, int(block[18])
+    i5 = i4 + images * n
+    i6, H = i5 + B * Q * K * lanes, int(block[18])
     return PackedRegion(
         Form(int(block[8]), int(block[9]), int(block[10])),
         int(block[7]),
@@ -310,14 +314,15 @@ def unpack(block):
         block[i0 + 4 * K : i0 + 5 * K],
         block[i0 + 5 * K : i0 + 6 * K],
         block[i0 + 6 * K : i0 + 7 * K],
-        block[i1 : i1 + K * Q].reshape((K, Q)),
-        block[i1 + K * Q : i1 + 2 * K * Q].reshape((K, Q)),
+        block[i1 : i1 + K * K].reshape((K, K)),
+        block[i1 + K * K : i1 + K * K + K * Q].reshape((K, Q)),
         block[i2 : i2 + images * Q],
         block[i2 + images * Q : i3],
         block[i3 : i3 + images * Q * V * Q].reshape((images * Q, V * Q)),
         block[i4 : i4 + images * n].reshape((images * B, M, lanes)),
-        block[i5 : i5 + H],
-        block[i5 + H : i5 + H + H * H].reshape((H, H)),
+        block[i5:i6].reshape((crossed, Q, K, lanes)),
+        block[i6 : i6 + H],
+        block[i6 + H : i6 + H + H * H].reshape((H, H)),
     )
 
 

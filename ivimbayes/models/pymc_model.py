@@ -150,10 +150,10 @@ def _effects_random(
     return np.asarray(np.expand_dims(tau, -1) * rng.standard_normal(shape))
 
 
-def _moved_centre(d: Mapping[str, Any], mean: Any, tau: Any) -> Any:
-    """How far the centres of the voxels' likelihoods move with the region's mean, by what its images share."""
+def _expected_effects(d: Mapping[str, Any], mean: Any, tau: Any) -> Any:
+    """What the region's mean makes the effects be, less those of the approximation, negative."""
     along = pt.dot(d["image_pull"], mean - d["image_origin"]) - d["image_height"]
-    return pt.dot((along * tau**2 + d["image_offset"]) / (d["image_quality"] * tau**2 + 1), d["image_response"])
+    return pt.dot((along * tau**2 + d["image_offset"]) / (d["image_quality"] * tau**2 + 1), d["image_vectors"])
 
 
 def _image_effects(d: Mapping[str, Any], curve: Any, S0: Any, above: Any, sigma: Any, tau: Any) -> Any:
@@ -314,7 +314,7 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
         eta = d["eta"]
         if images:
             tau, reflected = pm.HalfNormal("image_sd", IMAGE_SCALE), (d["image_reflectors"],)
-            eta = eta + (d["Lambda"] * _moved_centre(d, mu, tau)).sum(-1)
+            eta = eta + (d["image_cross"] * _expected_effects(d, mu, tau)).sum(-1)
         theta = pm.CustomDist(
             "theta", *second, *reflected, mu, L, d["Lambda"], eta,
             logp=population_logp, random=population_random,
