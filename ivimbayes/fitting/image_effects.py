@@ -23,10 +23,12 @@ import numpy as np
 from ivimbayes.fitting.modes import PopulationMode, complete
 from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
+from ivimbayes.models.spec import IMAGE_SCALE
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Matrix, Vector, allocating_jit, jit
 
 LEAST_SPREAD = 1e-4  # variance of S0 between voxels, in that approximation
+WIDE, MOST_REFLECTORS = 1.5, 8  # variance of z, of 1 without effects, from which a direction is turned
 
 
 class ImageReference(NamedTuple):
@@ -56,7 +58,7 @@ class ImageReference(NamedTuple):
         Reflector of the e, of square length 2.
     level : ndarray (1,)
         Mean S0 at which the curves were summed; 0 where S0 is latent and in the sums.
-    reflectors : ndarray (V, Q, Q)
+    reflectors : ndarray (V, Q, R)
         Reflectors of z of all voxels, of square length 2, the last axis numbers them.
     """
 
@@ -136,10 +138,23 @@ def image_reference(
         certainty=certainty,
         level=np.array([S0.mean() if marginal else 0.0]),
         turn=_reflectors(np.sqrt(certainty if marginal else np.eye(K)[0])[:, None])[:, 0],
-        reflectors=_reflectors(
-            np.linalg.cholesky(mode.precision + inverse).swapaxes(1, 2).reshape(V * len(origin), -1)
-        ).reshape(V, len(origin), -1),
+        reflectors=_reflectors(_soft(N.sum(axis=0), Q, cross, mode.precision + inverse)).reshape(
+            V, len(origin), -1
+        ),
     )
+
+
+def _soft(information: Array, quality: Array, cross: Array, precision: Array) -> Array:
+    """Directions of z of all voxels, (V Q, R), along which the effects leave it wide.
+
+    ``information`` on e given theta, and ``quality`` of it with theta profiled out, (K, K).
+    """
+    K = len(information)
+    D = np.linalg.inv(np.linalg.cholesky(information + np.eye(K) / IMAGE_SCALE**2))
+    taken, W = np.linalg.eigh(D @ (information - quality) @ D.T)
+    wide = W[:, taken > 1 - 1 / WIDE][:, ::-1][:, :MOST_REFLECTORS]
+    along = np.linalg.solve(np.linalg.cholesky(precision), cross) @ D.T @ wide
+    return np.asarray(along.reshape(-1, wide.shape[1]))
 
 
 def _reflectors(columns: Array) -> Array:

@@ -91,7 +91,7 @@ class PackedRegion(NamedTuple):
         0 without, as is the size of all that follows.
     target, certainty, quality, height, offset, vectors, pull, origin, level
         As in `ImageReference`, ``target`` and ``certainty`` sorted by b.
-    turn, reflectors : ndarray (1, K), (Q, V Q)
+    turn, reflectors : ndarray (1, K), (R, V Q)
         As in `ImageReference`, the number of the reflector first.
     weight : ndarray (B, M, BLOCK)
         As in `ImageReference`, over ``root``.
@@ -145,7 +145,7 @@ class PackedRegion(NamedTuple):
     stretch: Matrix
 
 
-HEAD = 19  # length, lanes, voxels, P, M, steps, Q, noise, form (3), six more of `PackedRegion`, K, H
+HEAD = 20  # length, lanes, voxels, P, M, steps, Q, noise, form (3), six more of `PackedRegion`, K, H, R
 
 
 def pack_region(
@@ -180,6 +180,7 @@ def pack_region(
         0, lanes, V, P, len(b), steps.shape[1], Q, NOISE_KINDS.index(spec.noise), *form,
         pooled, n.shape[1], spec.nu if heavy else 0, pooled and spec.population == "mixture",
         _constant(data, spec, pooled, heavy), data["sigma_scale"], images, 0 if stretched is None else len(stretched[0]),
+        data["image_reflectors"].shape[2] if images else 0,
     ]  # fmt: skip
     root = np.sqrt(weight)
     by_voxel = (root * mean, root, within, np.ones(V), data["Lambda"], data["eta"])
@@ -278,7 +279,8 @@ def unpack(block):
     i2 = i1 + K * K + K * Q
     images, crossed = (1, B) if K > 0 else (0, 1)
     i3 = i2 + images * (Q + 1)
-    i4 = i3 + images * Q * V * Q
+    R = int(block[19])
+    i4 = i3 + R * V * Q
     i5 = i4 + images * n
     i6, H = i5 + B * Q * K * lanes, int(block[18])
     return PackedRegion(
@@ -318,7 +320,7 @@ def unpack(block):
         block[i1 + K * K : i1 + K * K + K * Q].reshape((K, Q)),
         block[i2 : i2 + images * Q],
         block[i2 + images * Q : i3],
-        block[i3 : i3 + images * Q * V * Q].reshape((images * Q, V * Q)),
+        block[i3:i4].reshape((R, V * Q)),
         block[i4 : i4 + images * n].reshape((images * B, M, lanes)),
         block[i5:i6].reshape((crossed, Q, K, lanes)),
         block[i6 : i6 + H],

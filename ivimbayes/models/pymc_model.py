@@ -65,19 +65,19 @@ class Informed(Transform):
     ----------
     size : int
         Q, what is sampled of a voxel.
-    reflected : bool
-        Whether z of all voxels is turned by the reflectors (voxel, Q, Q), another input before the rest, so
-        that what all voxels share is in its first coordinates.
+    reflectors : int
+        How many turn z of all voxels, so that what they share is in its first coordinates; an input (voxel,
+        Q, reflector) before the rest.
     """
 
     name = "informed"
     ndim_supp = 1
 
-    def __init__(self, size: int = 3, reflected: bool = False):
-        self.size, self.reflected = size, reflected
+    def __init__(self, size: int = 3, reflectors: int = 0):
+        self.size, self.reflectors = size, reflectors
 
     def _reflect(self, z: Any, inputs: Any, order: Any) -> Any:
-        for n in order if self.reflected else ():
+        for n in order:
             v = inputs[-5][..., n]
             z = z - v * (v * z).sum((-2, -1), keepdims=True)
         return z
@@ -96,7 +96,7 @@ class Informed(Transform):
     def backward(self, value: Any, *inputs: Any) -> Any:
         """Theta from z."""
         factor, shift = self._factor(inputs)
-        value = self._reflect(value, inputs, reversed(range(self.size)))
+        value = self._reflect(value, inputs, reversed(range(self.reflectors)))
         return pt.stack(_solve_upper(factor, [value[..., i] + shift[i] for i in range(self.size)]), axis=-1)
 
     def forward(self, value: Any, *inputs: Any) -> Any:
@@ -104,7 +104,7 @@ class Informed(Transform):
         factor, shift = self._factor(inputs)
         x = [value[..., i] for i in range(self.size)]
         rows = [sum(factor[j][i] * x[j] for j in range(i, self.size)) - shift[i] for i in range(self.size)]
-        return self._reflect(pt.stack(rows, axis=-1), inputs, range(self.size))
+        return self._reflect(pt.stack(rows, axis=-1), inputs, range(self.reflectors))
 
     def log_jac_det(self, value: Any, *inputs: Any) -> Any:
         """Log |d theta / d z|."""
@@ -318,8 +318,8 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
         theta = pm.CustomDist(
             "theta", *second, *reflected, mu, L, d["Lambda"], eta,
             logp=population_logp, random=population_random,
-            signature=("(),(r)," if second else "") + "(p,q)," * images + "(p),(p,q),(p,q),(p)->(p)",
-            dims=("voxel", "latent"), default_transform=Informed(Q, images),
+            signature=("(),(r)," if second else "") + "(p,n)," * images + "(p),(p,q),(p,q),(p)->(p)",
+            dims=("voxel", "latent"), default_transform=Informed(Q, data["image_reflectors"].shape[2] if images else 0),
         )  # fmt: skip
         values = signal.values(*(theta[:, i] for i in range(P)), exp=pt.exp)
         for name, value in zip(signal.parameters, values, strict=True):
