@@ -146,7 +146,9 @@ def noise_of_block(
 
 
 @separate()
-def adjoint_of_block(form: Form, b: Vector, root: Matrix, curve_bar: Matrix, shape: Shape, out: Matrix) -> None:
+def adjoint_of_block(
+    form: Form, b: Vector, root: Matrix, curve_bar: Matrix, shape: Shape, out: Matrix
+) -> None:
     """Adjoint of theta from that of the weighted curves."""
     signal_adjoint(form, curve_bar, root, b, shape, out)
 

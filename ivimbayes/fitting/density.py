@@ -21,8 +21,8 @@ from ivimbayes.fitting.blocks import (
     S_SUM,
     THETA,
     THETA_BAR,
-    Z,
     Z_BAR,
+    Z,
     adjoint_of_block,
     back_from_theta,
     block_curve,
@@ -36,16 +36,24 @@ from ivimbayes.fitting.blocks import (
 from ivimbayes.fitting.image_effects import (
     effects_adjoint,
     effects_prior,
-    find_effects,
     expected_effects,
     expected_effects_adjoint,
+    find_effects,
     reflect,
 )
 from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T, unpack
 from ivimbayes.models.spec import IMAGE_SCALE, SECOND_SHAPES, SECOND_SHIFT
 from ivimbayes.numerics.arithmetic import Array, scalar_logistic
 from ivimbayes.numerics.jit import (
-    Cubes, Matrix, Vector, allocating_jit, c_function, jit, load, missing, separate,
+    Cubes,
+    Matrix,
+    Vector,
+    allocating_jit,
+    c_function,
+    jit,
+    load,
+    missing,
+    separate,
 )  # fmt: skip
 from ivimbayes.numerics.noise import NOISE_KINDS, gaussian, rician, student_t
 from ivimbayes.numerics.signals import make_shapes, shape_at
@@ -229,7 +237,12 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q : 5 + 2 * Q + P]
     move_sum = sums[5 + 2 * Q + P :]
     z, of_images, z_bar = x[first:last].copy(), x[last:].copy(), gradient[first:last]
-    effects, factor, by_image, by_image_bar = np.zeros(images), np.ones(images), np.zeros(images), np.zeros(images)
+    effects, factor, by_image, by_image_bar = (
+        np.zeros(images),
+        np.ones(images),
+        np.zeros(images),
+        np.zeros(images),
+    )
     effects_bar, move, total = np.zeros(images), np.empty(0), 0.0
     if images > 0:
         reflect(region.reflectors, z, True)
@@ -266,8 +279,8 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     if images > 0:
         of_images_bar = gradient[last:]
         in_S0, in_sigma, in_tau = effects_adjoint(
-            region, of_images, by_image, three[0], three[2], tau, IMAGE_SCALE, effects, effects_bar, of_images_bar,
-            by_image_bar,
+            region, of_images, by_image, three[0], three[2], tau, IMAGE_SCALE, effects, effects_bar,
+            of_images_bar, by_image_bar,
         )  # fmt: skip
         three_bar[0] += in_S0
         three_bar[2] += in_sigma / (2.0 * variance)
@@ -275,9 +288,7 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
         reflect(region.turn, of_images_bar, False)
         for block in range(blocks):
             rows, curves = scratch.rows[block], scratch.curves[block]
-            add_weighted_adjoint(
-                region, block, factor, by_image_bar, curves, rows[THETA], rows[THETA_BAR]
-            )
+            add_weighted_adjoint(region, block, factor, by_image_bar, curves, rows[THETA], rows[THETA_BAR])
             finish_block(
                 block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, scratch.work,
                 scratch.squares[block], rows, curves[1], shape_at(shapes, block), scratch.determinant[block],

@@ -17,7 +17,7 @@ from ivimbayes.fitting.density import (
     place_voxels,
     scale_curves,
 )
-from ivimbayes.fitting.image_effects import find_effects, expected_effects, reflect
+from ivimbayes.fitting.image_effects import expected_effects, find_effects, reflect
 from ivimbayes.fitting.packing import GAUSSIAN, unpack
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
@@ -70,7 +70,16 @@ def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, by_ima
                 scale_curves(factor, curves[0])
             else:
                 place_voxels(
-                    index, z, region, S, shift, move, scratch.squares[at], rows, curves[0], shape_at(shapes, at)
+                    index,
+                    z,
+                    region,
+                    S,
+                    shift,
+                    move,
+                    scratch.squares[at],
+                    rows,
+                    curves[0],
+                    shape_at(shapes, at),
                 )
             bars[:] = 0.0
             block_noise(region, index, rows[THETA], three, curves, bars, work, rows[THETA_BAR])
@@ -104,8 +113,8 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     dict of str to ndarray
         ``theta`` (..., voxel, parameter), ``sigma``, ``S0_roi`` and ``S0_sd`` (...); of a population also
         ``mu``, ``sd`` (..., parameter) and ``partial`` correlations (..., pair), and of a mixture
-        ``second_share`` (...) and ``second_shift`` (..., parameter), with image effects ``image_sd`` (...) and
-        ``image_effect`` (..., measurement). ``log_likelihood``, and the
+        ``second_share`` (...) and ``second_shift`` (..., parameter), with image effects ``image_sd`` (...)
+        and ``image_effect`` (..., measurement). ``log_likelihood``, and the
         mean ``S0_mean`` and standard deviation ``S0_scale`` of S0 given the rest (0 where S0 is sampled), all
         (..., voxel); the log-likelihood lacks `noise_constant`.
     """
@@ -119,7 +128,11 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
         block[[0, 18]] = block.size, 0
     flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
     V, Q, images = int(block[2]), int(block[6]), int(block[17])
-    latent, by_voxel, by_image = np.empty((len(flat), V, Q)), np.zeros((3, len(flat), V)), np.empty((len(flat), images))
+    latent, by_voxel, by_image = (
+        np.empty((len(flat), V, Q)),
+        np.zeros((3, len(flat), V)),
+        np.empty((len(flat), images)),
+    )
     load(_of_draws)
     _of_draws(flat, block, latent, by_voxel, by_image)
     log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)

@@ -18,8 +18,8 @@ from ivimbayes.fitting.convergence import measure_chains
 from ivimbayes.fitting.density import callbacks, missing_density
 from ivimbayes.fitting.interruption import FitInterrupted, Interrupted, cut_chains, cut_regions
 from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, FitPlan, Settings, plan_fit
-from ivimbayes.fitting.sampler import SamplerPool, chain_options, retry_factor
 from ivimbayes.fitting.prepare import prepare_region
+from ivimbayes.fitting.sampler import SamplerPool, chain_options, retry_factor
 from ivimbayes.fitting.starts import RegionTask
 from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.append import write_regions

@@ -133,7 +133,9 @@ def image_reference(
         pull=U.T @ (cross.swapaxes(1, 2) @ spread @ inverse).sum(axis=0),
         height=U.T @ gradient,
         offset=U.T @ e,
-        target=np.log(np.maximum((weight * data.signal / (S0[:, None] if marginal else 1)).sum(axis=0), 1e-12)),
+        target=np.log(
+            np.maximum((weight * data.signal / (S0[:, None] if marginal else 1)).sum(axis=0), 1e-12)
+        ),
         weight=weight,
         certainty=certainty,
         level=np.array([S0.mean() if marginal else 0.0]),
@@ -171,7 +173,7 @@ def _reflectors(columns: Array) -> Array:
 
 @jit
 def reflect(reflectors, z, forward):
-    """Reflect z (N,) in place by each of the reflectors (R, N), last to first or, to go back, first to last."""
+    """Reflect z (N,) in place by each reflector (R, N): forward last to first, back first to last."""
     R = reflectors.shape[0]
     for n in range(R):
         v, along = reflectors[R - 1 - n if forward else n], 0.0
@@ -183,7 +185,7 @@ def reflect(reflectors, z, forward):
 
 @allocating_jit
 def expected_effects(region, means, tau):
-    """What the mean of the latents makes the effects be, less those of the approximation, negative, (K,)."""
+    """Give the effects that the mean of the latents implies, less those of the mode, negative, (K,)."""
     K = region.quality.size
     move, square = np.zeros(K), tau * tau
     for n in range(K):
@@ -242,7 +244,9 @@ def effects_prior(effects, tau, scale):
     square = 0.0
     for k in range(effects.size):
         square += effects[k] * effects[k]
-    return -0.5 * square / (tau * tau) - effects.size * math.log(tau) + math.log(tau) - 0.5 * (tau / scale) ** 2
+    return (
+        -0.5 * square / (tau * tau) - effects.size * math.log(tau) + math.log(tau) - 0.5 * (tau / scale) ** 2
+    )
 
 
 @jit

@@ -215,9 +215,7 @@ def population_mode(
             found = precision, np.einsum("vpq,vq->vp", precision, theta) + d @ inverse
             if not marginal:
                 found = _with_S0(completed, b, theta, S0, sigma, d @ inverse, model, factor)
-            best = PopulationMode(
-                mu, Sigma, sigma, theta, *found, S0, float(log_evidence), np.log(factor)
-            )
+            best = PopulationMode(mu, Sigma, sigma, theta, *found, S0, float(log_evidence), np.log(factor))
         before, sigma_before = mu, sigma
         used = 1 + np.einsum("vpq,vqp->v", C, precision)
         if not marginal:
@@ -262,6 +260,7 @@ class Complete(NamedTuple):
 def complete(
     signal: np.ndarray, averages: np.ndarray, mean: np.ndarray, sigma: float, noise: str
 ) -> Complete:
+    """Reduce noise to Gaussian noise, given the mean signal and sigma."""
     precision = averages / sigma**2
     if noise == "rician":
         z = np.maximum(signal * mean * precision, 1e-8)

@@ -179,7 +179,8 @@ def pack_region(
     head = [
         0, lanes, V, P, len(b), steps.shape[1], Q, NOISE_KINDS.index(spec.noise), *form,
         pooled, n.shape[1], spec.nu if heavy else 0, pooled and spec.population == "mixture",
-        _constant(data, spec, pooled, heavy), data["sigma_scale"], images, 0 if stretched is None else len(stretched[0]),
+        _constant(data, spec, pooled, heavy), data["sigma_scale"], images,
+        0 if stretched is None else len(stretched[0]),
         data["image_reflectors"].shape[2] if images else 0,
     ]  # fmt: skip
     root = np.sqrt(weight)

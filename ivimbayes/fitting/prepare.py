@@ -1,6 +1,7 @@
 """A region made ready to sample: its starting points, and the space it is sampled in."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import nutpie
@@ -43,9 +44,9 @@ def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float)
 
 
 def _pilot(
-    name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float, seconds: tuple
+    name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float, seconds: tuple[Any, ...]
 ) -> tuple[PopulationMode, np.ndarray]:
-    """Sample some voxels for a short time: a mode of all voxels about the means, and hyperparameters drawn."""
+    """Sample some voxels for a short time: a mode of all voxels about the means, and draws."""
     part = np.unique(np.linspace(0, voxels.sizes["voxel"] - 1, PILOT_VOXELS).astype(int))
     few, prior = voxels.isel(voxel=part), spec.prior.theta(spec.signal)
     spread = np.diag(prior.spread**2)

@@ -26,7 +26,9 @@ class RegionTask:
     starts: tuple[PopulationMode, ...]
     block: np.ndarray
     seconds: tuple[MixtureStart, ...] = ()
-    pilot: np.ndarray | None = None  # draws of the hyperparameters' coordinates, of a region with image effects
+    pilot: np.ndarray | None = (
+        None  # draws of the hyperparameters' coordinates, of a region with image effects
+    )
 
     @property
     def level(self) -> str:

@@ -6,7 +6,15 @@ from scipy.special import expit, logit
 from ivimbayes.models.correlation import covariance, draw_correlation
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import IMAGE_SCALE, S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, sigma_scale
+from ivimbayes.models.spec import (
+    IMAGE_SCALE,
+    S0_MEAN,
+    S0_MEAN_SD,
+    S0_SD,
+    SECOND_SHAPES,
+    SECOND_SHIFT,
+    sigma_scale,
+)
 
 
 def draw_region_prior(

@@ -12,7 +12,15 @@ from pymc.logprob.transforms import Transform
 from ivimbayes.models.correlation import beta_shapes, correlation_cholesky, pairs
 from ivimbayes.models.noise import NOISES, gaussian_logp
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import IMAGE_SCALE, S0_MEAN, S0_MEAN_SD, S0_SD, SECOND_SHAPES, SECOND_SHIFT, ModelSpec
+from ivimbayes.models.spec import (
+    IMAGE_SCALE,
+    S0_MEAN,
+    S0_MEAN_SD,
+    S0_SD,
+    SECOND_SHAPES,
+    SECOND_SHIFT,
+    ModelSpec,
+)
 
 
 def _solve_lower(L: Any, d: list[Any]) -> list[Any]:
@@ -151,13 +159,15 @@ def _effects_random(
 
 
 def _expected_effects(d: Mapping[str, Any], mean: Any, tau: Any) -> Any:
-    """What the region's mean makes the effects be, less those of the approximation, negative."""
+    """Give the effects that the region's mean implies, less those of the approximation, negative."""
     along = pt.dot(d["image_pull"], mean - d["image_origin"]) - d["image_height"]
-    return pt.dot((along * tau**2 + d["image_offset"]) / (d["image_quality"] * tau**2 + 1), d["image_vectors"])
+    return pt.dot(
+        (along * tau**2 + d["image_offset"]) / (d["image_quality"] * tau**2 + 1), d["image_vectors"]
+    )
 
 
 def _image_effects(d: Mapping[str, Any], curve: Any, S0: Any, above: Any, sigma: Any, tau: Any) -> Any:
-    """Declare the image effects; ``S0`` is that of each voxel, or 1 and ``above`` how far the mean has moved."""
+    """Declare the image effects; ``S0`` is that of each voxel, or 1, ``above`` how far its mean moved."""
     precision = d["image_certainty"] / sigma**2
     both = precision + tau**-2
     away = d["image_target"] - pt.log((d["image_weight"] * curve * S0).sum(0)) - above
@@ -311,22 +321,23 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             mu = pt.concatenate([mu, S0_mean[None]])
             L = pt.set_subtensor(pt.zeros((Q, Q))[:P, :P], L)
             L = pt.set_subtensor(L[P, P], S0_sd)
-        eta = d["eta"]
+        eta, reflectors = d["eta"], 0
         if images:
             tau, reflected = pm.HalfNormal("image_sd", IMAGE_SCALE), (d["image_reflectors"],)
+            reflectors = data["image_reflectors"].shape[2]
             eta = eta + (d["image_cross"] * _expected_effects(d, mu, tau)).sum(-1)
         theta = pm.CustomDist(
             "theta", *second, *reflected, mu, L, d["Lambda"], eta,
             logp=population_logp, random=population_random,
             signature=("(),(r)," if second else "") + "(p,n)," * images + "(p),(p,q),(p,q),(p)->(p)",
-            dims=("voxel", "latent"), default_transform=Informed(Q, data["image_reflectors"].shape[2] if images else 0),
+            dims=("voxel", "latent"), default_transform=Informed(Q, reflectors),
         )  # fmt: skip
         values = signal.values(*(theta[:, i] for i in range(P)), exp=pt.exp)
         for name, value in zip(signal.parameters, values, strict=True):
             pm.Deterministic(name, value, dims="voxel")
         curve = signal.curve(d["b"], *(value[:, None] for value in values), exp=pt.exp)
         if images:
-            S0, above = 1.0, S0_mean / d["image_level"] - 1
+            S0, above = 1.0, S0_mean / d["image_level"][0] - 1
             if not noise.marginal:
                 S0, above = theta[:, P, None], 0.0
             curve = curve * pt.exp(_image_effects(d, curve, S0, above, sigma, tau))

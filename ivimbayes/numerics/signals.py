@@ -83,9 +83,7 @@ def make_shapes(form, measurements, steps, lanes, blocks):
 def shape_at(shapes, block):
     """Scratch of one block."""
     value, weight, rate, ln_D, decay, y, sums = shapes
-    return Shape(
-        value[block], weight[block], rate[block], ln_D[block], decay[block], y[block], sums[block]
-    )
+    return Shape(value[block], weight[block], rate[block], ln_D[block], decay[block], y[block], sums[block])
 
 
 @allocating_jit
