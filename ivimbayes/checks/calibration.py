@@ -43,7 +43,7 @@ from ivimbayes.models.population import (
     draw_theta,
 )
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import ModelSpec
+from ivimbayes.models.spec import ModelSpec, refuse_image_effects
 from ivimbayes.parallel import count_cores
 from ivimbayes.progress import StepProgress
 from ivimbayes.protocol.check import require_protocol
@@ -133,6 +133,8 @@ def calibrate(
     """
     spec = ModelSpec() if spec is None else spec
     fitted = spec if fitted is None else fitted
+    for model in (spec, fitted):
+        refuse_image_effects(model, "calibration")
     settings = Settings(draws, tune, chains, target_accept, seed, retry)
     protocol = _protocol(spec, b, averages)
     _check(spec, fitted, n, voxels, noise_factor)

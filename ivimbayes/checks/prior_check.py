@@ -14,7 +14,7 @@ from ivimbayes.models.correlation import covariance
 from ivimbayes.models.population import add_second, draw_region_prior, draw_second_prior, draw_theta
 from ivimbayes.models.priors import TissuePrior
 from ivimbayes.models.signals import PARAMETERS, SIGNALS
-from ivimbayes.models.spec import ModelSpec, region_priors
+from ivimbayes.models.spec import ModelSpec, refuse_image_effects, region_priors
 from ivimbayes.numerics.steps import distinct_b, sum_by_b
 
 DRAWS, LEAST_DRAWS = 4000, 100
@@ -84,6 +84,7 @@ def prior_check(
     ('liver', True)
     """
     spec = ModelSpec() if spec is None else spec
+    refuse_image_effects(spec, "the prior predictive check")
     if isinstance(draws, bool) or draws != int(draws) or draws < LEAST_DRAWS:
         raise InputError(f"draws {draws}; give a whole number, {LEAST_DRAWS} or more")
     if seed < 0:

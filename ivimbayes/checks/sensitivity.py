@@ -19,7 +19,15 @@ from ivimbayes.errors import InputError
 from ivimbayes.models.correlation import beta_shapes, partial_correlations
 from ivimbayes.models.priors import ThetaPrior
 from ivimbayes.models.signals import SIGNALS
-from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, S0_SD, ModelSpec, sigma_scale, signal_scale
+from ivimbayes.models.spec import (
+    S0_MEAN,
+    S0_MEAN_SD,
+    S0_SD,
+    ModelSpec,
+    refuse_image_effects,
+    sigma_scale,
+    signal_scale,
+)
 from ivimbayes.results.diagnosis import contraction_of, find_bimodality
 from ivimbayes.results.stored import FitView
 
@@ -87,6 +95,7 @@ def prior_sensitivity(tree: xr.DataTree, component: str = "all") -> pd.DataFrame
         raise InputError(f"the tree has no {absent[0]}; give a tree from fit, or of its posterior.nc")
     fit, rows, kurtosis = FitView.of(tree), [], {}
     spec = fit.spec
+    refuse_image_effects(spec, "prior sensitivity")
     for roi in fit.regions:
         draws = _top_level(fit, roi, spec, fit.priors[roi].theta(spec.signal))
         whole = np.sum(list(draws.log_prior.values()), axis=0)

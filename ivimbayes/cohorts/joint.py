@@ -17,7 +17,7 @@ from ivimbayes.fitting.packing import model_data
 from ivimbayes.fitting.prepare import prepare_region
 from ivimbayes.models.correlation import correlations
 from ivimbayes.models.pymc_model import build_joint_model
-from ivimbayes.models.spec import sigma_scale, signal_scale
+from ivimbayes.models.spec import refuse_image_effects, sigma_scale, signal_scale
 from ivimbayes.results.stored import FitView
 
 TUNE, ACCEPT = 1000, 0.9
@@ -103,6 +103,7 @@ def _checked(tree: xr.DataTree, place: int) -> FitView:
         raise InputError(
             f"fits[{place}]: of the {fit.spec.signal} signal; the joint model takes two parameters or more"
         )
+    refuse_image_effects(fit.spec, f"fits[{place}]: the joint model")
     if fit.spec.noise != "gaussian" or fit.spec.population != "normal":
         raise InputError(
             f"fits[{place}]: of {fit.spec.noise} noise and a {fit.spec.population} population; "

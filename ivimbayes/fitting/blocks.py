@@ -19,6 +19,7 @@ from ivimbayes.numerics.triangular import cholesky_adjoint, cholesky_blocks, sol
 
 # Scratch of a block of voxels. Few arrays are handed to the functions below, since each is copied at a call.
 FACTOR, FACTOR_BAR, SQUARE, MORE_SQUARE, S_SUM = range(5)  # of `squares` (5, Q, Q, voxel)
+CURVE, NOISE, ADJOINT = 1, 2, 4  # stages of `likelihood`
 INVERSE, RIGHT, U, Z, THETA, THETA_BAR, Z_BAR, E_BAR, DEVIATION, PULL = range(10)  # of `rows` (10, Q, voxel)
 
 
@@ -96,78 +97,62 @@ def read_z(x, start, count, z):
 
 
 @separate()
-def curve_of_block(
+def likelihood(
+    stages: int,
     form: Form,
+    noise: int,
+    measurements: float,
+    P: int,
     b: Vector,
     step: Vector,
     steps: Vector,
     left: Vector,
     right: Vector,
-    root: Matrix,
-    theta: Matrix,
-    curve: Matrix,
-    shape: Shape,
-) -> None:
-    """Weighted curves of a block's theta (parameter, lane)."""
-    signal_curve(form, theta, root, b, step, steps, left, right, curve, shape)
-
-
-@separate()
-def noise_of_block(
-    noise: int,
-    measurements: float,
-    P: int,
     signal: Matrix,
+    root: Matrix,
     within: Vector,
     present: Vector,
     theta: Matrix,
-    three: Vector,
+    scalars: Vector,
+    shape: Shape,
     curves: Cube,
     bars: Matrix,
     work: Matrix,
     out: Matrix,
 ) -> None:
-    """Density of a block's signals given their curves; adjoints of the curves and of a latent S0.
+    """Density of a block's signals, in the stages asked for (`CURVE`, `NOISE`, `ADJOINT`, or their sum).
 
-    Sums go into the rows of ``bars``: adjoints of S0_roi, of sigma² and of S0_sd², and the log-density.
+    The weighted curves of theta go into the first of ``curves``. The density of the signals given these adds
+    to the rows of ``bars``: adjoints of S0_roi, of sigma² and of S0_sd², and the log-density; the adjoint of
+    the curves goes into the second, that of a latent S0 into ``out``. Last, the adjoint of theta.
     """
-    mean, S0_variance, variance = three[0], three[1] ** 2, three[2] ** 2
+    mean, S0_variance, variance = scalars[0], scalars[1] ** 2, scalars[2] ** 2
     curve, curve_bar = curves[0], curves[1]
-    if noise == GAUSSIAN:
-        gaussian(
-            signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
-        )
-    elif noise == RICIAN:
-        rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
-    elif noise == STUDENT_T:
-        student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
-    else:
-        bars[3, 0] = np.nan
-
-
-@separate()
-def adjoint_of_block(
-    form: Form, b: Vector, root: Matrix, curve_bar: Matrix, shape: Shape, out: Matrix
-) -> None:
-    """Adjoint of theta from that of the weighted curves."""
-    signal_adjoint(form, curve_bar, root, b, shape, out)
-
-
-@jit
-def block_curve(region, block, theta, curve, shape):
-    """Do `curve_of_block` for a block of a region."""
-    curve_of_block(
-        region.form, region.b, region.step, region.steps, region.left, region.right, region.root[block],
-        theta[: region.centre.size], curve, shape,
-    )  # fmt: skip
+    if stages & CURVE:
+        signal_curve(form, theta[:P], root, b, step, steps, left, right, curve, shape)
+    if stages & NOISE:
+        if noise == GAUSSIAN:
+            gaussian(
+                signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar,
+                bars,
+            )  # fmt: skip
+        elif noise == RICIAN:
+            rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+        elif noise == STUDENT_T:
+            student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+        else:
+            bars[3, 0] = np.nan
+    if stages & ADJOINT:
+        signal_adjoint(form, curve_bar, root, b, shape, out)
 
 
 @jit
-def block_noise(region, block, theta, three, curves, bars, work, out):
-    """Do `noise_of_block` for a block of a region."""
-    noise_of_block(
-        region.noise, region.measurements, region.centre.size, region.signal[block], region.within[block],
-        region.present[block], theta, three, curves, bars, work, out,
+def block_likelihood(stages, region, block, theta, scalars, shape, curves, bars, work, out):
+    """Do `likelihood` for a block of a region."""
+    likelihood(
+        stages, region.form, region.noise, region.measurements, region.centre.size, region.b, region.step,
+        region.steps, region.left, region.right, region.signal[block], region.root[block],
+        region.within[block], region.present[block], theta, scalars, shape, curves, bars, work, out,
     )  # fmt: skip
 
 

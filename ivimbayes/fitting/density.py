@@ -5,7 +5,8 @@ The density is that of `build_model`, in the same unconstrained coordinates: mu,
 correlations, S0_roi, ln S0_sd, ln sigma, of a mixture also logit share and shift over sd, with image effects
 ln of their standard deviation, z of every voxel (see `Informed`), and with image effects z of each image (see
 `ivimbayes.fitting.image_effects`); of a mean curve ln sigma and z. The gradient is written by hand. What a
-block of voxels adds is in `ivimbayes.fitting.blocks`.
+block of voxels adds is in `ivimbayes.fitting.blocks`. The sampler may see a linear map of the
+hyperparameters' coordinates (`unstretched`).
 """
 
 import math
@@ -17,16 +18,17 @@ import numpy as np
 from numba import types
 
 from ivimbayes.fitting.blocks import (
+    ADJOINT,
+    CURVE,
     INVERSE,
+    NOISE,
     S_SUM,
     THETA,
     THETA_BAR,
     Z_BAR,
     Z,
-    adjoint_of_block,
     back_from_theta,
-    block_curve,
-    block_noise,
+    block_likelihood,
     locate,
     mix,
     population,
@@ -65,14 +67,14 @@ def hyperparameters(x, region):
     """Mu, sd, partial correlations, (S0_roi, S0_sd, sigma, tau), (share, shift) and where z begins."""
     P, pairs = region.centre.size, region.shapes.size
     mu, sd, r = np.empty(P), np.empty(P), np.zeros(pairs)
-    three, second = np.zeros(4), np.zeros(1 + P)
+    scalars, second = np.zeros(4), np.zeros(1 + P)
     if region.pooled == 0.0:
         for i in range(P):
             mu[i], sd[i] = region.centre[i], region.width[i]
-        three[0], three[1], three[2] = region.S0[0], region.S0[1], math.exp(x[0])
-        return mu, sd, r, three, second, 1
+        scalars[0], scalars[1], scalars[2] = region.S0[0], region.S0[1], math.exp(x[0])
+        return mu, sd, r, scalars, second, 1
     h = 2 * P + pairs
-    three[0], three[1], three[2] = x[h], math.exp(x[h + 1]), math.exp(x[h + 2])
+    scalars[0], scalars[1], scalars[2] = x[h], math.exp(x[h + 1]), math.exp(x[h + 2])
     for i in range(P):
         mu[i], sd[i] = x[i], math.exp(x[P + i])
     for n in range(pairs):
@@ -84,9 +86,14 @@ def hyperparameters(x, region):
             second[1 + i] = sd[i] * x[first + 1 + i]
         first += 1 + P
     if region.order.size > 0:
-        three[3] = math.exp(x[first])
+        scalars[3] = math.exp(x[first])
         first += 1
-    return mu, sd, r, three, second, first
+    return mu, sd, r, scalars, second, first
+
+
+# Rows of `by_image` (6, K): the effects, their exponentials, the sums of the curves, what moves the centres
+# of the likelihoods (see `locate`), and adjoints of the sums and of the effects.
+EFFECT, FACTOR_OF, SUM, MOVE, SUM_BAR, EFFECT_BAR = range(6)
 
 
 class Scratch(NamedTuple):
@@ -125,13 +132,12 @@ def make_scratch(region, Q):
 
 
 @jit
-def place_voxels(block, z, region, S, shift, move, squares, rows, curve, shape):
-    """Theta and curves of a block from the z of all voxels."""
-    lanes, Q = rows.shape[2], rows.shape[1]
+def place_voxels(block, z, region, S, shift, move, squares, rows):
+    """Theta of a block from the z of all voxels."""
+    Q, lanes = rows.shape[1], rows.shape[2]
     read_z(z, block * lanes * Q, min(lanes, region.voxels - block * lanes), rows[Z])
     cross = region.cross[block if move.size > 0 else 0]
     locate(S, shift, region.precision[block], region.shift[block], cross, move, squares, rows)
-    block_curve(region, block, rows[THETA], curve, shape)
 
 
 @jit
@@ -186,13 +192,11 @@ def add_weighted_adjoint(region, block, factor, sums_bar, curves, theta, theta_b
 
 @jit
 def finish_block(
-    block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, work, squares, rows, curve_bar, shape,
-    determinant, z_bar,
-):  # fmt: skip
+    block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, work, squares, rows, determinant, z_bar
+):
     """Density of a block's theta given the population; all adjoints back to z."""
     present, inverse, q = region.present[block], rows[INVERSE], work[8]
     Q, lanes = inverse.shape
-    adjoint_of_block(region.form, region.b, region.root[block], curve_bar, shape, rows[THETA_BAR])
     population(
         mu, S, region.centre.size, region.nu, region.mixed, extended, present, mu_sum, bars[3], work[8:],
         squares, rows,
@@ -224,11 +228,36 @@ def extended_second(second, S, P):
 
 
 @allocating_jit
-def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, three_bar, second_bar):
+def place_region(region, z, of_images, means, S, shift, scalars, scratch, shapes, by_image, bars):
+    """Find theta, curves and effects of a region with image effects; log of the effects' Jacobian.
+
+    ``z`` and ``of_images`` are reflected in place, and the first rows of ``by_image`` filled.
+    """
+    effects, factor, sums, move = by_image[EFFECT], by_image[FACTOR_OF], by_image[SUM], by_image[MOVE]
+    reflect(region.reflectors, z, True)
+    reflect(region.turn, of_images, True)
+    expected_effects(region, means, scalars[3], move)
+    sums[:] = 0.0
+    for block in range(region.signal.shape[0]):
+        curves, rows = scratch.curves[block], scratch.rows[block]
+        place_voxels(block, z, region, S, shift, move, scratch.squares[block], rows)
+        block_likelihood(
+            CURVE, region, block, rows[THETA], scalars, shape_at(shapes, block), curves, bars, scratch.work,
+            rows[THETA_BAR],
+        )  # fmt: skip
+        add_weighted(region, block, curves[0], rows[THETA], sums)
+    total = find_effects(region, of_images, sums, scalars[0], scalars[2], scalars[3], effects)
+    for k in range(effects.size):
+        factor[k] = math.exp(effects[k])
+    return total
+
+
+@allocating_jit
+def _voxels(x, first, gradient, region, mu, L, S, scalars, second, S_bar, mu_bar, scalars_bar, second_bar):
     """Sum the voxels' densities; set the gradient in z, add adjoints of the hyperparameters."""
     lanes, blocks, images = region.present.shape[1], region.signal.shape[0], region.order.size
     P, Q, M, V = region.centre.size, mu.size, region.b.size, region.voxels
-    variance, tau, last = three[2] ** 2, three[3], first + V * Q
+    variance, tau, last = scalars[2] ** 2, scalars[3], first + V * Q
     shift, extended = multiply(S, mu, Q), extended_second(second, S, P)
     scratch = make_scratch(region, Q)
     shapes = make_shapes(region.form, M, region.steps.size, lanes, scratch.rows.shape[0])
@@ -236,77 +265,68 @@ def _voxels(x, first, gradient, region, mu, L, S, three, second, S_bar, mu_bar, 
     sums = np.zeros((4 + 2 * Q + 1 + P + images, lanes))
     bars, e_sum, mu_sum = sums[:4], sums[4 : 4 + Q], sums[4 + Q : 5 + 2 * Q + P]
     move_sum = sums[5 + 2 * Q + P :]
-    z, of_images, z_bar = x[first:last].copy(), x[last:].copy(), gradient[first:last]
-    effects, factor, by_image, by_image_bar = (
-        np.zeros(images),
-        np.ones(images),
-        np.zeros(images),
-        np.zeros(images),
-    )
-    effects_bar, move, total = np.zeros(images), np.empty(0), 0.0
+    z, z_bar, by_image, total = x[first:last], gradient[first:last], np.zeros((6, images)), 0.0
+    effects, factor, move = by_image[EFFECT], by_image[FACTOR_OF], by_image[MOVE]
+    of_images, sums_bar, effects_bar = x[last:], by_image[SUM_BAR], by_image[EFFECT_BAR]
     if images > 0:
-        reflect(region.reflectors, z, True)
-        reflect(region.turn, of_images, True)
-        move = expected_effects(region, mu, tau)
-        for block in range(blocks):
-            place_voxels(
-                block, z, region, S, shift, move, scratch.squares[block], scratch.rows[block],
-                scratch.curves[block, 0], shape_at(shapes, block),
-            )  # fmt: skip
-            add_weighted(region, block, scratch.curves[block, 0], scratch.rows[block, THETA], by_image)
-        total += find_effects(region, of_images, by_image, three[0], three[2], tau, effects)
+        z, of_images = z.copy(), of_images.copy()
+        total += place_region(region, z, of_images, mu, S, shift, scalars, scratch, shapes, by_image, bars)
         total += effects_prior(effects, tau, IMAGE_SCALE)
-        for k in range(images):
-            factor[k] = math.exp(effects[k])
+    shape, work, stages = shape_at(shapes, 0), scratch.work, NOISE if images > 0 else CURVE + NOISE + ADJOINT
     for block in range(blocks):
         at = block if images > 0 else 0
         squares, rows, curves = scratch.squares[at], scratch.rows[at], scratch.curves[at]
-        shape, determinant = shape_at(shapes, at), scratch.determinant[at]
+        determinant = scratch.determinant[at]
         if images > 0:
             scale_curves(factor, curves[0])
         else:
-            place_voxels(block, z, region, S, shift, move, squares, rows, curves[0], shape)
-        block_noise(region, block, rows[THETA], three, curves, bars, scratch.work, rows[THETA_BAR])
+            place_voxels(block, z, region, S, shift, move, squares, rows)
+        block_likelihood(
+            stages, region, block, rows[THETA], scalars, shape, curves, bars, work, rows[THETA_BAR]
+        )
         for w in range(lanes):
-            determinant[w] = scratch.work[3, w] if region.noise == GAUSSIAN else 1.0
+            determinant[w] = work[3, w] if region.noise == GAUSSIAN else 1.0
         if images > 0:
             add_effects_adjoint(factor, curves, effects_bar)
         else:
             finish_block(
-                block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, scratch.work, squares, rows,
-                curves[1], shape, determinant, z_bar,
+                block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, work, squares, rows,
+                determinant, z_bar,
             )  # fmt: skip
     if images > 0:
         of_images_bar = gradient[last:]
         in_S0, in_sigma, in_tau = effects_adjoint(
-            region, of_images, by_image, three[0], three[2], tau, IMAGE_SCALE, effects, effects_bar,
-            of_images_bar, by_image_bar,
+            region, of_images, by_image[SUM], scalars[0], scalars[2], tau, IMAGE_SCALE, effects, effects_bar,
+            of_images_bar, sums_bar,
         )  # fmt: skip
-        three_bar[0] += in_S0
-        three_bar[2] += in_sigma / (2.0 * variance)
-        three_bar[3] += in_tau
+        scalars_bar[0] += in_S0
+        scalars_bar[2] += in_sigma / (2.0 * variance)
+        scalars_bar[3] += in_tau
         reflect(region.turn, of_images_bar, False)
         for block in range(blocks):
             rows, curves = scratch.rows[block], scratch.curves[block]
-            add_weighted_adjoint(region, block, factor, by_image_bar, curves, rows[THETA], rows[THETA_BAR])
+            add_weighted_adjoint(region, block, factor, sums_bar, curves, rows[THETA], rows[THETA_BAR])
+            block_likelihood(
+                ADJOINT, region, block, rows[THETA], scalars, shape_at(shapes, block), curves, bars, work,
+                rows[THETA_BAR],
+            )  # fmt: skip
             finish_block(
-                block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, scratch.work,
-                scratch.squares[block], rows, curves[1], shape_at(shapes, block), scratch.determinant[block],
-                z_bar,
+                block, region, mu, S, extended, move_sum, e_sum, mu_sum, bars, work, scratch.squares[block],
+                rows, scratch.determinant[block], z_bar,
             )  # fmt: skip
         reflect(region.reflectors, z_bar, False)
         move_bar = np.empty(images)
         for k in range(images):
             move_bar[k] = total_of(move_sum[k])
-        three_bar[3] += expected_effects_adjoint(region, mu, tau, move_bar, mu_bar)
+        scalars_bar[3] += expected_effects_adjoint(region, mu, tau, move_bar, mu_bar)
     for i in range(1 + P):
         second_bar[i] = total_of(mu_sum[Q + i])
     total -= V * noise_logs(region) * math.log(variance)
     for w in range(lanes):
         total += bars[3, w]
-        three_bar[0] += bars[0, w]
-        three_bar[1] += bars[2, w]
-        three_bar[2] += bars[1, w]
+        scalars_bar[0] += bars[0, w]
+        scalars_bar[1] += bars[2, w]
+        scalars_bar[2] += bars[1, w]
     for i in range(Q):
         total -= V * math.log(L[i, i])
         e = total_of(e_sum[i])
@@ -336,7 +356,7 @@ def noise_logs(region):
 
 
 @allocating_jit
-def latent_population(mu, sd, r, three, Q):
+def latent_population(mu, sd, r, scalars, Q):
     """Mean, Cholesky factor L and inverse covariance of a voxel's latents, that of theta without S0 first."""
     P = mu.size
     C, means, L = partial_cholesky(r, P), np.empty(Q), np.zeros((Q, Q))
@@ -345,7 +365,7 @@ def latent_population(mu, sd, r, three, Q):
         for j in range(P):
             L[i, j] = sd[i] * C[i, j]
     for i in range(P, Q):
-        means[i], L[i, i] = three[0], three[1]
+        means[i], L[i, i] = scalars[0], scalars[1]
     return means, L, inverse_gram(L, Q)
 
 
@@ -406,28 +426,28 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
     region = unpack(block)
     P, pairs, V = region.centre.size, region.shapes.size, region.voxels
     x = unstretched(x, region)
-    mu, sd, r, three, second, first = hyperparameters(x, region)
+    mu, sd, r, scalars, second, first = hyperparameters(x, region)
     Q = region.shift.shape[1]
-    means, L, S = latent_population(mu, sd, r, three, Q)
-    S_bar, mu_bar, three_bar, second_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(4), np.zeros(1 + P)
+    means, L, S = latent_population(mu, sd, r, scalars, Q)
+    S_bar, mu_bar, scalars_bar, second_bar = np.zeros((Q, Q)), np.zeros(Q), np.zeros(4), np.zeros(1 + P)
     total = region.constant
     total += _voxels(
-        x, first, gradient, region, means, L, S, three, second, S_bar, mu_bar, three_bar, second_bar
+        x, first, gradient, region, means, L, S, scalars, second, S_bar, mu_bar, scalars_bar, second_bar
     )
     for i in range(P, Q):  # S0: its mean, and its variance from the inverse variance
-        three_bar[0] += mu_bar[i]
-        three_bar[1] += -S_bar[i, i] * S[i, i] * S[i, i] - 0.5 * V * S[i, i]
-    sigma = three[2] / region.sigma_scale
-    total += math.log(three[2]) - 0.5 * sigma**2
+        scalars_bar[0] += mu_bar[i]
+        scalars_bar[1] += -S_bar[i, i] * S[i, i] * S[i, i] - 0.5 * V * S[i, i]
+    sigma = scalars[2] / region.sigma_scale
+    total += math.log(scalars[2]) - 0.5 * sigma**2
     h = 2 * P + pairs
     at_sigma = h + 2 if region.pooled != 0.0 else 0
-    gradient[at_sigma] = 2 * three[2] ** 2 * three_bar[2] + 1 - sigma**2
+    gradient[at_sigma] = 2 * scalars[2] ** 2 * scalars_bar[2] + 1 - sigma**2
     if region.pooled == 0.0:
         return total
-    from_mean, spread = (three[0] - region.S0[0]) / region.S0[1], three[1] / region.S0[2]
+    from_mean, spread = (scalars[0] - region.S0[0]) / region.S0[1], scalars[1] / region.S0[2]
     total += x[h + 1] - 0.5 * (from_mean**2 + spread**2)
-    gradient[h] = three_bar[0] - from_mean / region.S0[1]
-    gradient[h + 1] = 2 * three[1] ** 2 * three_bar[1] + 1 - spread**2
+    gradient[h] = scalars_bar[0] - from_mean / region.S0[1]
+    gradient[h + 1] = 2 * scalars[1] ** 2 * scalars_bar[1] + 1 - spread**2
     for i in range(P):
         from_mean, spread = (mu[i] - region.centre[i]) / region.width[i], sd[i] / region.spread[i]
         total += x[P + i] - 0.5 * (from_mean**2 + spread**2)
@@ -438,7 +458,7 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
         for i in range(P):
             gradient[P + i] += second_bar[1 + i] * second[1 + i]
     if region.order.size > 0:
-        gradient[first - 1] = three_bar[3]
+        gradient[first - 1] = scalars_bar[3]
     for n in range(pairs):
         size = abs(x[2 * P + n])
         total -= region.shapes[n] * (size + 2 * math.log1p(math.exp(-size)))

@@ -6,19 +6,21 @@ import math
 import numpy as np
 from scipy.special import expit
 
-from ivimbayes.fitting.blocks import THETA, THETA_BAR, block_noise
+from ivimbayes.fitting.blocks import CURVE, NOISE, THETA, THETA_BAR, block_likelihood
 from ivimbayes.fitting.density import (
-    add_weighted,
+    EFFECT,
+    FACTOR_OF,
+    MOVE,
     callbacks,
     hyperparameters,
     latent_population,
     make_scratch,
     noise_logs,
+    place_region,
     place_voxels,
     scale_curves,
 )
-from ivimbayes.fitting.image_effects import expected_effects, find_effects, reflect
-from ivimbayes.fitting.packing import GAUSSIAN, unpack
+from ivimbayes.fitting.packing import GAUSSIAN, stretch_of, unpack
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Cube, Matrix, Vector, jit, load, separate
@@ -27,41 +29,29 @@ from ivimbayes.numerics.triangular import multiply
 
 
 @separate(allocates=True)
-def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, by_image: Matrix) -> None:
+def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, effects_of_draws: Matrix) -> None:
     """Fill in theta with S0 (draw, voxel, latent), and log-likelihood, mean and precision of S0 (3, ...).
 
-    Of a region with image effects also these, (draw, image).
+    Of a region with image effects also those, (draw, image).
     """
     region = unpack(block)
     M, V, lanes, images = region.b.size, region.voxels, region.present.shape[1], region.order.size
     Q, blocks = region.shift.shape[1], region.signal.shape[0]
     scratch, bars = make_scratch(region, Q), np.zeros((4, lanes))
     shapes = make_shapes(region.form, M, region.steps.size, lanes, scratch.rows.shape[0])
-    effects, factor, sums, move, work = (
-        np.zeros(images), np.ones(images), np.zeros(images), np.empty(0), scratch.work
-    )  # fmt: skip
+    by_image, work, shape = np.zeros((6, images)), scratch.work, shape_at(shapes, 0)
+    effects, factor, move = by_image[EFFECT], by_image[FACTOR_OF], by_image[MOVE]
     for n in range(x.shape[0]):
-        mu, sd, r, three, _, first = hyperparameters(x[n], region)
-        S0_variance, variance = three[1] ** 2, three[2] ** 2
-        means, _, S = latent_population(mu, sd, r, three, Q)
+        mu, sd, r, scalars, _, first = hyperparameters(x[n], region)
+        S0_variance, variance = scalars[1] ** 2, scalars[2] ** 2
+        means, _, S = latent_population(mu, sd, r, scalars, Q)
         shift, z = multiply(S, means, Q), x[n, first : first + V * Q].copy()
         fixed = noise_logs(region) * math.log(variance)
         if images > 0:
             of_images = x[n, first + V * Q :].copy()
-            reflect(region.reflectors, z, True)
-            reflect(region.turn, of_images, True)
-            move = expected_effects(region, means, three[3])
-            sums[:] = 0.0
-            for at in range(blocks):
-                place_voxels(
-                    at, z, region, S, shift, move, scratch.squares[at], scratch.rows[at],
-                    scratch.curves[at, 0], shape_at(shapes, at),
-                )  # fmt: skip
-                add_weighted(region, at, scratch.curves[at, 0], scratch.rows[at, THETA], sums)
-            find_effects(region, of_images, sums, three[0], three[2], three[3], effects)
+            place_region(region, z, of_images, means, S, shift, scalars, scratch, shapes, by_image, bars)
             for k in range(images):
-                factor[k] = math.exp(effects[k])
-                by_image[n, int(region.order[k])] = effects[k]
+                effects_of_draws[n, int(region.order[k])] = effects[k]
         for index in range(blocks):
             at = index if images > 0 else 0
             start = index * lanes
@@ -69,20 +59,12 @@ def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, by_ima
             if images > 0:
                 scale_curves(factor, curves[0])
             else:
-                place_voxels(
-                    index,
-                    z,
-                    region,
-                    S,
-                    shift,
-                    move,
-                    scratch.squares[at],
-                    rows,
-                    curves[0],
-                    shape_at(shapes, at),
-                )
+                place_voxels(index, z, region, S, shift, move, scratch.squares[at], rows)
             bars[:] = 0.0
-            block_noise(region, index, rows[THETA], three, curves, bars, work, rows[THETA_BAR])
+            block_likelihood(
+                NOISE if images > 0 else CURVE + NOISE, region, index, rows[THETA], scalars, shape, curves,
+                bars, work, rows[THETA_BAR],
+            )  # fmt: skip
             for w in range(min(lanes, V - start)):
                 by_voxel[0, n, start + w] = bars[3, w] - fixed
                 if region.noise == GAUSSIAN:
@@ -121,11 +103,9 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     P, pooled, lead = int(block[3]), bool(block[11]), x.shape[:-1]
     marginal = int(block[7]) == GAUSSIAN
     callbacks(block)
-    if H := int(block[18]):
-        middle, stretch = block[-H * H - H : -H * H], block[-H * H :].reshape(H, H)
-        x = np.concatenate([middle + x[..., :H] @ stretch.T, x[..., H:]], axis=-1)
-        block = np.append(block[: -H * H - H], [])
-        block[[0, 18]] = block.size, 0
+    middle, stretch = stretch_of(block)
+    H = len(middle)
+    x = np.concatenate([middle + x[..., :H] @ stretch.T, x[..., H:]], axis=-1)
     flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
     V, Q, images = int(block[2]), int(block[6]), int(block[17])
     latent, by_voxel, by_image = (

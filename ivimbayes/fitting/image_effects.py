@@ -25,9 +25,9 @@ from ivimbayes.models.noise import NOISES
 from ivimbayes.models.signals import SIGNALS
 from ivimbayes.models.spec import IMAGE_SCALE
 from ivimbayes.numerics.arithmetic import Array
-from ivimbayes.numerics.jit import Matrix, Vector, allocating_jit, jit
+from ivimbayes.numerics.jit import Matrix, Vector, jit
 
-LEAST_SPREAD = 1e-4  # variance of S0 between voxels, in that approximation
+LEAST_SPREAD = 1e-4  # variance of S0 between voxels, at least, in the approximation
 WIDE, MOST_REFLECTORS = 1.5, 8  # variance of z, of 1 without effects, from which a direction is turned
 
 
@@ -123,6 +123,7 @@ def image_reference(
     Q = (N - cross.swapaxes(1, 2) @ spread @ cross).sum(axis=0)
     quality, U = np.linalg.eigh(0.5 * (Q + Q.T))
     gradient = (data.weight * (data.signal - mean) * mean).sum(axis=0) / variance
+    reflectors = _reflectors(_soft(N.sum(axis=0), Q, cross, mode.precision + inverse))
     weight = data.weight * (mean * S0[:, None] if marginal else mean)
     certainty = (data.information * mean**2).sum(axis=0)
     return ImageReference(
@@ -140,9 +141,7 @@ def image_reference(
         certainty=certainty,
         level=np.array([S0.mean() if marginal else 0.0]),
         turn=_reflectors(np.sqrt(certainty if marginal else np.eye(K)[0])[:, None])[:, 0],
-        reflectors=_reflectors(_soft(N.sum(axis=0), Q, cross, mode.precision + inverse)).reshape(
-            V, len(origin), -1
-        ),
+        reflectors=reflectors.reshape(V, len(origin), reflectors.shape[1]),
     )
 
 
@@ -156,7 +155,7 @@ def _soft(information: Array, quality: Array, cross: Array, precision: Array) ->
     taken, W = np.linalg.eigh(D @ (information - quality) @ D.T)
     wide = W[:, taken > 1 - 1 / WIDE][:, ::-1][:, :MOST_REFLECTORS]
     along = np.linalg.solve(np.linalg.cholesky(precision), cross) @ D.T @ wide
-    return np.asarray(along.reshape(-1, wide.shape[1]))
+    return np.asarray(along.reshape(along.shape[0] * along.shape[1], wide.shape[1]))
 
 
 def _reflectors(columns: Array) -> Array:
@@ -183,11 +182,11 @@ def reflect(reflectors, z, forward):
             z[i] -= along * v[i]
 
 
-@allocating_jit
-def expected_effects(region, means, tau):
-    """Give the effects that the mean of the latents implies, less those of the mode, negative, (K,)."""
-    K = region.quality.size
-    move, square = np.zeros(K), tau * tau
+@jit
+def expected_effects(region, means, tau, move):
+    """Set ``move`` (K,) to minus the effects that the latents' mean implies, those of the mode subtracted."""
+    K, square = region.quality.size, tau * tau
+    move[:] = 0.0
     for n in range(K):
         along = -region.height[n]
         for i in range(means.size):
@@ -195,7 +194,6 @@ def expected_effects(region, means, tau):
         share = (along * square + region.offset[n]) / (region.quality[n] * square + 1.0)
         for k in range(K):
             move[k] += region.vectors[n, k] * share
-    return move
 
 
 @jit
@@ -217,7 +215,7 @@ def expected_effects_adjoint(region, means, tau, move_bar, means_bar):
 
 @jit
 def above_level(region, S0_roi):
-    """How far S0_roi lies above the level at which the curves were summed, a share of that."""
+    """Difference of S0_roi from the level at which the curves were summed, relative to that level."""
     level = region.level[0]
     return S0_roi / level - 1.0 if level > 0.0 else 0.0
 

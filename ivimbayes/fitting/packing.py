@@ -329,6 +329,13 @@ def unpack(block):
     )
 
 
+def stretch_of(block: Array) -> tuple[Array, Array]:
+    """``middle`` and ``stretch`` of a packed region, empty where its coordinates are sampled as they are."""
+    H = int(block[18])
+    middle = block.size - H * H - H
+    return block[middle : middle + H], block[middle + H :].reshape(H, H)
+
+
 def hyperparameter_count(block: Array) -> int:
     """Count the coordinates of a region that come before those of its voxels."""
     P, pooled, mixed, images = int(block[3]), bool(block[11]), bool(block[14]), int(block[17])

@@ -17,7 +17,7 @@ from ivimbayes.models.correlation import correlations, covariance
 from ivimbayes.models.spec import ModelSpec
 
 PILOT_VOXELS, PILOT_TUNE, PILOT_DRAWS, PILOT_CHAINS, PILOT_DEPTH = 64, 300, 150, 2, 6
-FIRST_IMAGE_SD = 0.02
+FIRST_IMAGE_SD, SHRINKAGE = 0.02, 0.1  # start of the image effects' sd; of the pilot's correlations
 
 
 def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float) -> RegionTask:
@@ -30,14 +30,11 @@ def prepare_region(name: str, voxels: xr.Dataset, spec: ModelSpec, scale: float)
     pooled = voxels.attrs["level"] == "voxel"
     mixed = spec.population == "mixture" and pooled
     seconds = find_mixture_starts(starts[0], spec) if mixed else ()
-    pilot = None
+    pilot, stretched = None, None
     if spec.image_effects and pooled:
         mode, pilot = _pilot(name, voxels, spec, scale, seconds)
-        starts = (mode,)
-    stretched = None
-    if pilot is not None:
-        C = np.cov(pilot.T)
-        C = 0.9 * C + 0.1 * np.diag(np.diag(C))
+        starts, C = (mode,), np.cov(pilot.T)
+        C = (1 - SHRINKAGE) * C + SHRINKAGE * np.diag(np.diag(C))
         stretched = pilot.mean(axis=0), np.linalg.cholesky(C)
     block = pack_region(model_data(voxels, spec, starts[0], scale), spec, voxels.attrs["level"], stretched)
     return RegionTask(name, voxels, spec, scale, starts, block, seconds, pilot)

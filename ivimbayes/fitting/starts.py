@@ -7,6 +7,7 @@ import xarray as xr
 
 from ivimbayes.fitting.mixture import MixtureStart
 from ivimbayes.fitting.modes import PopulationMode, population_mode
+from ivimbayes.fitting.packing import stretch_of
 from ivimbayes.models.parameters import PARAMETERS
 from ivimbayes.models.signals import SIGNALS, Signal
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD, ModelSpec
@@ -26,9 +27,7 @@ class RegionTask:
     starts: tuple[PopulationMode, ...]
     block: np.ndarray
     seconds: tuple[MixtureStart, ...] = ()
-    pilot: np.ndarray | None = (
-        None  # draws of the hyperparameters' coordinates, of a region with image effects
-    )
+    pilot: np.ndarray | None = None  # with image effects: draws (draw, coordinate) of the hyperparameters
 
     @property
     def level(self) -> str:
@@ -87,9 +86,8 @@ def start_point(task: RegionTask, chain: int, rng: np.random.Generator) -> np.nd
     if task.pilot is not None:
         of_images = 0.5 * rng.standard_normal(len(best.effects))
         drawn = task.pilot[rng.integers(len(task.pilot))]
-        if H := int(task.block[18]):
-            middle, stretch = task.block[-H * H - H : -H * H], task.block[-H * H :].reshape(H, H)
-            drawn = np.linalg.solve(stretch, drawn - middle)
+        middle, stretch = stretch_of(task.block)
+        drawn = np.linalg.solve(stretch, drawn - middle)
         return np.concatenate([drawn, z.ravel(), of_images])
     ln_sigma = np.log(mode.sigma) + 0.1 * rng.standard_normal()
     if task.level == "mean":  # the population is fixed: the mode's theta itself is the start

@@ -175,6 +175,8 @@ def why_not_mapped(fit: xr.DataTree | FitView, noise: str | None = None) -> str:
 
 def why_model_not_mapped(spec: ModelSpec, noise: str | None = None) -> str:
     """Say why fits of a model cannot be mapped; empty where they can."""
+    if spec.image_effects:
+        return "maps do not take image effects, which the fit has"
     if spec.population == "mixture":
         return "maps are of a normal or student_t population, the fit's is a mixture"
     if spec.signal != "biexponential":

@@ -337,8 +337,9 @@ def build_model(data: Mapping[str, np.ndarray], spec: ModelSpec, level: str = "v
             pm.Deterministic(name, value, dims="voxel")
         curve = signal.curve(d["b"], *(value[:, None] for value in values), exp=pt.exp)
         if images:
-            S0, above = 1.0, S0_mean / d["image_level"][0] - 1
-            if not noise.marginal:
+            if noise.marginal:
+                S0, above = 1.0, S0_mean / d["image_level"][0] - 1
+            else:
                 S0, above = theta[:, P, None], 0.0
             curve = curve * pt.exp(_image_effects(d, curve, S0, above, sigma, tau))
         parents: tuple[Any, ...]

@@ -89,6 +89,12 @@ class ModelSpec:
         return cls(**{**plain, "prior": TissuePrior.from_dict(plain["prior"])})
 
 
+def refuse_image_effects(spec: ModelSpec, what: str) -> None:
+    """Raise an `InputError` where a model with image effects meets what does not take them."""
+    if spec.image_effects:
+        raise InputError(f"{what} does not take image effects; use a model with image_effects=False")
+
+
 def signal_scale(signal: np.ndarray) -> float:
     """Give what a region's signals (voxel, measurement) are divided by: the median of their largest."""
     return float(np.median(signal.max(axis=1)))

@@ -59,6 +59,9 @@ class VoxelDraws:
         of_voxels = posterior[[*names, "S0"]].isel(voxel=mine, draw=kept).astype(float)
         values = {k: v.transpose(*SAMPLES, "voxel").values[..., None] for k, v in of_voxels.data_vars.items()}
         curve = fit.signal.curve(fit.b.astype(float), *(values[name] for name in names))
+        if fit.spec.image_effects:
+            of_images = posterior["image_effect"].sel(roi=roi).isel(draw=kept)
+            curve = curve * np.exp(of_images.transpose(*SAMPLES, "measurement").values[..., None, :])
         y, n = fit.signals(roi)[voxels], fit.averages(roi)[voxels]
         return cls(fit.spec, curve, values["S0"], region["sigma"], region["S0_roi"], region["S0_sd"], y, n)
 
