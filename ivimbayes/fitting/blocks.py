@@ -8,36 +8,32 @@ all. Each function is followed by the one that takes its gradient back.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from ivimbayes.fitting.packing import GAUSSIAN, RICIAN, STUDENT_T
-from ivimbayes.numerics.jit import Cube, Cubes, Matrix, Vector, jit, separate
+from ivimbayes.numerics.jit import Cube, Cubes, Matrix, Vector, allocating_jit, jit, separate
 from ivimbayes.numerics.noise import gaussian, rician, student_t
-from ivimbayes.numerics.signals import Form, Shape, signal_adjoint, signal_curve
-from ivimbayes.numerics.triangular import cholesky_adjoint, cholesky_blocks, solve_lower, solve_upper
+from ivimbayes.numerics.signals import Form, Shape, make_shape, signal_adjoint, signal_curve
+from ivimbayes.numerics.triangular import (
+    cholesky_adjoint,
+    cholesky_blocks,
+    multiply,
+    solve_lower,
+    solve_upper,
+)
 
 # Scratch of a block of voxels. Few arrays are handed to the functions below, since each is copied at a call.
 FACTOR, FACTOR_BAR, SQUARE, MORE_SQUARE, S_SUM = range(5)  # of `squares` (5, Q, Q, voxel)
-CURVE, NOISE, ADJOINT = 1, 2, 4  # stages of `likelihood`
 INVERSE, RIGHT, U, Z, THETA, THETA_BAR, Z_BAR, E_BAR, DEVIATION, PULL = range(10)  # of `rows` (10, Q, voxel)
 
 
 @separate()
-def locate(
-    S: Matrix,
-    shift: Vector,
-    Lambda: Cube,
-    eta: Matrix,
-    cross: Cube,
-    move: Vector,
-    squares: Cubes,
-    rows: Cube,
-) -> None:
-    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta + cross move) and shift = Sigma⁻¹ mu.
+def locate(S: Matrix, shift: Vector, Lambda: Cube, eta: Matrix, squares: Cubes, rows: Cube) -> None:
+    """Theta of z: F⁻ᵀ (z + u) with u = F⁻¹ (shift + eta) and shift = Sigma⁻¹ mu.
 
-    ``move`` are the expected image effects, negative, which move the centres of the likelihoods; empty
-    without.
+    ``eta`` may be the row `RIGHT`.
     """
     F, inverse, a, u, z, theta = squares[FACTOR], rows[INVERSE], rows[RIGHT], rows[U], rows[Z], rows[THETA]
     lanes = z.shape[1]
@@ -45,9 +41,6 @@ def locate(
     for i in range(z.shape[0]):
         for w in range(lanes):
             a[i, w] = shift[i] + eta[i, w]
-        for k in range(move.size):
-            for w in range(lanes):
-                a[i, w] += cross[i, k, w] * move[k]
     solve_lower(F, inverse, a, u)
     for i in range(z.shape[0]):
         for w in range(lanes):
@@ -56,10 +49,8 @@ def locate(
 
 
 @separate()
-def back_from_theta(
-    present: Vector, cross: Cube, e_sum: Matrix, move_sum: Matrix, squares: Cubes, rows: Cube
-) -> None:
-    """Adjoints of `locate`: of z; those of Sigma⁻¹, of shift + eta and of move added to their sums."""
+def back_from_theta(present: Vector, e_sum: Matrix, squares: Cubes, rows: Cube) -> None:
+    """Adjoints of `locate`: of z and of eta; those of Sigma⁻¹ and of shift + eta added to their sums."""
     F, F_bar, R, X = squares[FACTOR], squares[FACTOR_BAR], squares[SQUARE], squares[MORE_SQUARE]
     S_sum, inverse, u, theta = squares[S_SUM], rows[INVERSE], rows[U], rows[THETA]
     theta_bar, z_bar, e_bar = rows[THETA_BAR], rows[Z_BAR], rows[E_BAR]
@@ -79,9 +70,6 @@ def back_from_theta(
                 S_sum[i, j, w] += 0.5 * present[w] * (X[i, j, w] + X[j, i, w])
         for w in range(lanes):
             e_sum[i, w] += present[w] * e_bar[i, w]
-        for k in range(move_sum.shape[0]):
-            for w in range(lanes):
-                move_sum[k, w] += cross[i, k, w] * e_bar[i, w]
 
 
 @jit
@@ -96,9 +84,30 @@ def read_z(x, start, count, z):
             z[i, w] = 0.0
 
 
+@jit
+def signal_density(
+    noise, measurements, P, signal, within, present, theta, scalars, curve, curve_bar, bars, work, out
+):
+    """Density of a block's signals given the weighted curves, by the noise.
+
+    Adds to the rows of ``bars`` (4, lane): adjoints of S0_roi, of sigma² and of S0_sd², and the log-density.
+    Sets the adjoint of the curves, and that of a latent S0 in ``out``.
+    """
+    mean, S0_variance, variance = scalars[0], scalars[1] ** 2, scalars[2] ** 2
+    if noise == GAUSSIAN:
+        gaussian(
+            signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar, bars
+        )
+    elif noise == RICIAN:
+        rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+    elif noise == STUDENT_T:
+        student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
+    else:
+        bars[3, 0] = np.nan
+
+
 @separate()
 def likelihood(
-    stages: int,
     form: Form,
     noise: int,
     measurements: float,
@@ -120,37 +129,20 @@ def likelihood(
     work: Matrix,
     out: Matrix,
 ) -> None:
-    """Density of a block's signals, in the stages asked for (`CURVE`, `NOISE`, `ADJOINT`, or their sum).
-
-    The weighted curves of theta go into the first of ``curves``. The density of the signals given these adds
-    to the rows of ``bars``: adjoints of S0_roi, of sigma² and of S0_sd², and the log-density; the adjoint of
-    the curves goes into the second, that of a latent S0 into ``out``. Last, the adjoint of theta.
-    """
-    mean, S0_variance, variance = scalars[0], scalars[1] ** 2, scalars[2] ** 2
+    """Density of a block's signals: adjoints of theta (with S0) into ``out``, sums into ``bars``."""
     curve, curve_bar = curves[0], curves[1]
-    if stages & CURVE:
-        signal_curve(form, theta[:P], root, b, step, steps, left, right, curve, shape)
-    if stages & NOISE:
-        if noise == GAUSSIAN:
-            gaussian(
-                signal, within, present, measurements, curve, mean, variance, S0_variance, work, curve_bar,
-                bars,
-            )  # fmt: skip
-        elif noise == RICIAN:
-            rician(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
-        elif noise == STUDENT_T:
-            student_t(signal, present, curve, theta[P], variance, curve_bar, out[P], bars, work)
-        else:
-            bars[3, 0] = np.nan
-    if stages & ADJOINT:
-        signal_adjoint(form, curve_bar, root, b, shape, out)
+    signal_curve(form, theta[:P], root, b, step, steps, left, right, curve, shape)
+    signal_density(
+        noise, measurements, P, signal, within, present, theta, scalars, curve, curve_bar, bars, work, out
+    )
+    signal_adjoint(form, curve_bar, root, b, shape, out)
 
 
 @jit
-def block_likelihood(stages, region, block, theta, scalars, shape, curves, bars, work, out):
+def block_likelihood(region, block, theta, scalars, shape, curves, bars, work, out):
     """Do `likelihood` for a block of a region."""
     likelihood(
-        stages, region.form, region.noise, region.measurements, region.centre.size, region.b, region.step,
+        region.form, region.noise, region.measurements, region.centre.size, region.b, region.step,
         region.steps, region.left, region.right, region.signal[block], region.root[block],
         region.within[block], region.present[block], theta, scalars, shape, curves, bars, work, out,
     )  # fmt: skip
@@ -270,4 +262,148 @@ def total_of(x):
     total = 0.0
     for w in range(x.size):
         total += x[w]
+    return total
+
+
+class Adjoints(NamedTuple):
+    """Adjoints of what the voxels' part takes of the hyperparameters.
+
+    Attributes
+    ----------
+    S : ndarray (Q, Q)
+        Of Sigma⁻¹.
+    means : ndarray (Q,)
+    scalars : ndarray (4,)
+        Of S0_roi, S0_sd², sigma² and ln tau.
+    second : ndarray (1 + P,)
+        Of logit share and shift.
+    """
+
+    S: Matrix
+    means: Vector
+    scalars: Vector
+    second: Vector
+
+
+@allocating_jit
+def make_adjoints(P, Q):
+    """Zeros."""
+    return Adjoints(np.zeros((Q, Q)), np.zeros(Q), np.zeros(4), np.zeros(1 + P))
+
+
+class Sums(NamedTuple):
+    """Sums over blocks of voxels, lane by lane.
+
+    Attributes
+    ----------
+    bars : ndarray (4, lane)
+        Adjoints of S0_roi, sigma² and S0_sd², and the log-density.
+    pulls : ndarray (Q, lane)
+        Adjoint of shift + eta.
+    means : ndarray (Q + 1 + P, lane)
+        Adjoints of the population's mean, of logit share and of the shift.
+    """
+
+    bars: Matrix
+    pulls: Matrix
+    means: Matrix
+
+
+@allocating_jit
+def make_sums(P, Q, lanes):
+    """Zeros."""
+    return Sums(np.zeros((4, lanes)), np.zeros((Q, lanes)), np.zeros((Q + 1 + P, lanes)))
+
+
+@jit
+def noise_logs(region):
+    """Exponent n of sigma² in a voxel's likelihood, which contains -n ln sigma²."""
+    if region.noise == GAUSSIAN:
+        return 0.5 * (region.measurements - 1)
+    if region.noise == RICIAN:
+        return region.measurements
+    return 0.5 * region.measurements if region.noise == STUDENT_T else np.nan
+
+
+@allocating_jit
+def extended_second(second, S, P):
+    """Share, shift and Sigma⁻¹ shift of a mixture."""
+    extended, moved = np.empty(1 + 2 * P), multiply(S, second[1:], P)
+    for i in range(P):
+        extended[i], extended[1 + P + i] = second[i], moved[i]
+    extended[P] = second[P]
+    return extended
+
+
+@jit
+def add_determinants(present, inverse, noise_determinant, q, total):
+    """Add half the logarithm of the determinants of theta(z) and of the noise."""
+    for w in range(q.size):
+        q[w] = noise_determinant[w]
+    for i in range(inverse.shape[0]):
+        for w in range(q.size):
+            q[w] *= inverse[i, w] * inverse[i, w]
+    for w in range(q.size):
+        total[w] += present[w] * 0.5 * math.log(q[w])
+
+
+@jit
+def write_z(source, start, count, target):
+    """Copy the adjoint of z of `count` voxels from lanes into the gradient."""
+    for w in range(count):
+        for i in range(source.shape[0]):
+            target[start + w * source.shape[0] + i] = source[i, w]
+
+
+@allocating_jit
+def voxels_density(x, first, gradient, region, mu, L, S, scalars, second, adjoints):
+    """Sum the densities of voxels without image effects; set the gradient in z, add to the adjoints."""
+    lanes, P, Q, M = region.present.shape[1], region.centre.size, mu.size, region.b.size
+    shift, extended, sums = multiply(S, mu, Q), extended_second(second, S, P), make_sums(P, Q, lanes)
+    shape = make_shape(region.form, M, region.steps.size, lanes)
+    squares, rows, curves = np.empty((5, Q, Q, lanes)), np.empty((10, Q, lanes)), np.empty((2, M, lanes))
+    work, bars = np.empty((10, lanes)), sums.bars
+    squares[S_SUM] = 0.0
+    for block in range(region.signal.shape[0]):
+        start, present = first + block * lanes * Q, region.present[block]
+        count = min(lanes, region.voxels - block * lanes)
+        read_z(x, start, count, rows[Z])
+        locate(S, shift, region.precision[block], region.shift[block], squares, rows)
+        block_likelihood(region, block, rows[THETA], scalars, shape, curves, bars, work, rows[THETA_BAR])
+        population(
+            mu, S, P, region.nu, region.mixed, extended, present, sums.means, bars[3], work[8:], squares, rows
+        )
+        if region.noise != GAUSSIAN:
+            work[3] = 1.0
+        add_determinants(present, rows[INVERSE], work[3], work[8], bars[3])
+        back_from_theta(present, sums.pulls, squares, rows)
+        write_z(rows[Z_BAR], start, count, gradient)
+    return add_sums(region, mu, L, S, scalars, sums, squares[S_SUM], adjoints)
+
+
+@jit
+def add_sums(region, mu, L, S, scalars, sums, S_sum, adjoints):
+    """Add sums over voxels to the adjoints; what they and the determinant of the population add."""
+    P, Q, V = region.centre.size, mu.size, region.voxels
+    total = -V * noise_logs(region) * math.log(scalars[2] ** 2)
+    for i in range(1 + P):
+        adjoints.second[i] = total_of(sums.means[Q + i])
+    for w in range(sums.bars.shape[1]):
+        total += sums.bars[3, w]
+        adjoints.scalars[0] += sums.bars[0, w]
+        adjoints.scalars[1] += sums.bars[2, w]
+        adjoints.scalars[2] += sums.bars[1, w]
+    for i in range(Q):
+        total -= V * math.log(L[i, i])
+        e = total_of(sums.pulls[i])
+        adjoints.means[i] += total_of(sums.means[i])
+        for j in range(Q):
+            adjoints.means[j] += S[j, i] * e
+            adjoints.S[i, j] += 0.5 * e * mu[j]
+            adjoints.S[j, i] += 0.5 * e * mu[j]
+        for j in range(i + 1):
+            each = total_of(S_sum[i, j])
+            adjoints.S[i, j] += each
+            if i != j:
+                adjoints.S[j, i] += each
     return total

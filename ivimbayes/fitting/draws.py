@@ -6,78 +6,80 @@ import math
 import numpy as np
 from scipy.special import expit
 
-from ivimbayes.fitting.blocks import CURVE, NOISE, THETA, THETA_BAR, block_likelihood
-from ivimbayes.fitting.density import (
-    EFFECT,
-    FACTOR_OF,
-    MOVE,
-    callbacks,
-    hyperparameters,
-    latent_population,
-    make_scratch,
-    noise_logs,
-    place_region,
-    place_voxels,
-    scale_curves,
-)
-from ivimbayes.fitting.packing import GAUSSIAN, stretch_of, unpack
+from ivimbayes.fitting.blocks import THETA, THETA_BAR, Z, block_likelihood, locate, noise_logs, read_z
+from ivimbayes.fitting.density import callbacks, hyperparameters, latent_population
+from ivimbayes.fitting.image_density import EFFECT, block_density, make_scratch, place_effects
+from ivimbayes.fitting.packing import GAUSSIAN, stretch_of, unpack, unpack_images
 from ivimbayes.models.spec import S0_MEAN, S0_MEAN_SD
 from ivimbayes.numerics.arithmetic import Array
 from ivimbayes.numerics.jit import Cube, Matrix, Vector, jit, load, separate
-from ivimbayes.numerics.signals import make_shapes, shape_at
+from ivimbayes.numerics.signals import make_shape
 from ivimbayes.numerics.triangular import multiply
 
 
-@separate(allocates=True)
-def latents_of_draws(x: Matrix, block: Vector, out: Cube, by_voxel: Cube, effects_of_draws: Matrix) -> None:
-    """Fill in theta with S0 (draw, voxel, latent), and log-likelihood, mean and precision of S0 (3, ...).
+@jit
+def keep_block(region, start, scalars, rows, bars, work, out, by_voxel):
+    """Write what a block of voxels gives at a draw: theta (voxel, latent) and ``by_voxel`` (3, voxel)."""
+    variance = scalars[2] ** 2
+    fixed = noise_logs(region) * math.log(variance)
+    for w in range(min(bars.shape[1], region.voxels - start)):
+        by_voxel[0, start + w] = bars[3, w] - fixed
+        if region.noise == GAUSSIAN:
+            by_voxel[0, start + w] += 0.5 * math.log(work[3, w])
+            by_voxel[1, start + w] = work[1, w]
+            by_voxel[2, start + w] = 1.0 / scalars[1] ** 2 + work[0, w] / variance
+        for i in range(out.shape[1]):
+            out[start + w, i] = rows[THETA, i, w]
 
-    Of a region with image effects also those, (draw, image).
+
+@separate(allocates=True)
+def latents_of_draws(x: Matrix, packed: Vector, out: Cube, by_voxel: Cube) -> None:
+    """Fill in theta with S0, (draw, voxel, latent), and the signals' part, (draw, 3, voxel).
+
+    The three are the log-likelihood, and the mean and precision of S0.
     """
-    region = unpack(block)
-    M, V, lanes, images = region.b.size, region.voxels, region.present.shape[1], region.order.size
-    Q, blocks = region.shift.shape[1], region.signal.shape[0]
-    scratch, bars = make_scratch(region, Q), np.zeros((4, lanes))
-    shapes = make_shapes(region.form, M, region.steps.size, lanes, scratch.rows.shape[0])
-    by_image, work, shape = np.zeros((6, images)), scratch.work, shape_at(shapes, 0)
-    effects, factor, move = by_image[EFFECT], by_image[FACTOR_OF], by_image[MOVE]
+    region = unpack(packed)
+    M, V, lanes, Q = region.b.size, region.voxels, region.present.shape[1], out.shape[2]
+    shape, bars = make_shape(region.form, M, region.steps.size, lanes), np.empty((4, lanes))
+    squares, rows = np.empty((5, Q, Q, lanes)), np.empty((10, Q, lanes))
+    curves, work = np.empty((2, M, lanes)), np.empty((10, lanes))
     for n in range(x.shape[0]):
         mu, sd, r, scalars, _, first = hyperparameters(x[n], region)
-        S0_variance, variance = scalars[1] ** 2, scalars[2] ** 2
         means, _, S = latent_population(mu, sd, r, scalars, Q)
-        shift, z = multiply(S, means, Q), x[n, first : first + V * Q].copy()
-        fixed = noise_logs(region) * math.log(variance)
-        if images > 0:
-            of_images = x[n, first + V * Q :].copy()
-            place_region(region, z, of_images, means, S, shift, scalars, scratch, shapes, by_image, bars)
-            for k in range(images):
-                effects_of_draws[n, int(region.order[k])] = effects[k]
-        for index in range(blocks):
-            at = index if images > 0 else 0
-            start = index * lanes
-            rows, curves = scratch.rows[at], scratch.curves[at]
-            if images > 0:
-                scale_curves(factor, curves[0])
-            else:
-                place_voxels(index, z, region, S, shift, move, scratch.squares[at], rows)
+        shift = multiply(S, means, Q)
+        for at in range(region.signal.shape[0]):
+            start = at * lanes
+            read_z(x[n], first + start * Q, min(lanes, V - start), rows[Z])
+            locate(S, shift, region.precision[at], region.shift[at], squares, rows)
             bars[:] = 0.0
-            block_likelihood(
-                NOISE if images > 0 else CURVE + NOISE, region, index, rows[THETA], scalars, shape, curves,
-                bars, work, rows[THETA_BAR],
-            )  # fmt: skip
-            for w in range(min(lanes, V - start)):
-                by_voxel[0, n, start + w] = bars[3, w] - fixed
-                if region.noise == GAUSSIAN:
-                    by_voxel[0, n, start + w] += 0.5 * math.log(work[3, w])
-                    by_voxel[1, n, start + w] = work[1, w]
-                    by_voxel[2, n, start + w] = 1.0 / S0_variance + work[0, w] / variance
-                for i in range(Q):
-                    out[n, start + w, i] = rows[THETA, i, w]
+            block_likelihood(region, at, rows[THETA], scalars, shape, curves, bars, work, rows[THETA_BAR])
+            keep_block(region, start, scalars, rows, bars, work, out[n], by_voxel[n])
+
+
+@separate(allocates=True, optional=True)
+def latents_with_effects(x: Matrix, packed: Vector, out: Cube, by_voxel: Cube, effects: Matrix) -> None:
+    """Do `latents_of_draws` for a region with image effects, and fill in these, (draw, image)."""
+    region, images = unpack(packed), unpack_images(packed)
+    scratch, lanes = make_scratch(region), region.present.shape[1]
+    bars = scratch.sums.bars
+    for n in range(x.shape[0]):
+        mu, sd, r, scalars, _, first = hyperparameters(x[n], region)
+        means, _, S = latent_population(mu, sd, r, scalars, out.shape[2])
+        place_effects(region, images, x[n], first, means, S, scalars, scratch)
+        for k in range(region.images):
+            effects[n, int(images.order[k])] = scratch.by_image[EFFECT, k]
+        for at in range(region.signal.shape[0]):
+            bars[:] = 0.0
+            block_density(region, at, scalars, scratch, bars)
+            keep_block(region, at * lanes, scalars, scratch.rows[at], bars, scratch.work, out[n], by_voxel[n])
 
 
 @jit
-def _of_draws(x, block, out, by_voxel, by_image):
-    latents_of_draws(x, block, out, by_voxel, by_image)
+def _of_draws(x, packed, out, by_voxel, by_image):
+    if by_image.shape[1] > 0:
+        latents_with_effects(x, packed, out, by_voxel, by_image)
+    else:
+        latents_of_draws(x, packed, out, by_voxel)
 
 
 def split_draws(x: Array, block: Array) -> dict[str, Array]:
@@ -110,12 +112,12 @@ def split_draws(x: Array, block: Array) -> dict[str, Array]:
     V, Q, images = int(block[2]), int(block[6]), int(block[17])
     latent, by_voxel, by_image = (
         np.empty((len(flat), V, Q)),
-        np.zeros((3, len(flat), V)),
+        np.zeros((len(flat), 3, V)),
         np.empty((len(flat), images)),
     )
-    load(_of_draws)
+    load(_of_draws, *([latents_with_effects] if images else []))
     _of_draws(flat, block, latent, by_voxel, by_image)
-    log_likelihood, mean, precision = by_voxel.reshape(3, *lead, -1)
+    log_likelihood, mean, precision = np.moveaxis(by_voxel.reshape(*lead, 3, V), -2, 0)
     latent = latent.reshape(*lead, *latent.shape[1:])
     drawn = {
         "theta": latent[..., :P], "log_likelihood": log_likelihood,

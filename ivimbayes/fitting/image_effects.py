@@ -183,55 +183,55 @@ def reflect(reflectors, z, forward):
 
 
 @jit
-def expected_effects(region, means, tau, move):
+def expected_effects(images, means, tau, move):
     """Set ``move`` (K,) to minus the effects that the latents' mean implies, those of the mode subtracted."""
-    K, square = region.quality.size, tau * tau
+    K, square = images.quality.size, tau * tau
     move[:] = 0.0
     for n in range(K):
-        along = -region.height[n]
+        along = -images.height[n]
         for i in range(means.size):
-            along += region.pull[n, i] * (means[i] - region.origin[i])
-        share = (along * square + region.offset[n]) / (region.quality[n] * square + 1.0)
+            along += images.pull[n, i] * (means[i] - images.origin[i])
+        share = (along * square + images.offset[n]) / (images.quality[n] * square + 1.0)
         for k in range(K):
-            move[k] += region.vectors[n, k] * share
+            move[k] += images.vectors[n, k] * share
 
 
 @jit
-def expected_effects_adjoint(region, means, tau, move_bar, means_bar):
+def expected_effects_adjoint(images, means, tau, move_bar, means_bar):
     """Take the adjoint of `expected_effects` back: added to that of the means; the adjoint of ln tau."""
     square, tau_bar = tau * tau, 0.0
-    for n in range(region.quality.size):
-        along, share_bar = -region.height[n], 0.0
+    for n in range(images.quality.size):
+        along, share_bar = -images.height[n], 0.0
         for i in range(means.size):
-            along += region.pull[n, i] * (means[i] - region.origin[i])
+            along += images.pull[n, i] * (means[i] - images.origin[i])
         for k in range(move_bar.size):
-            share_bar += region.vectors[n, k] * move_bar[k]
-        below = region.quality[n] * square + 1.0
+            share_bar += images.vectors[n, k] * move_bar[k]
+        below = images.quality[n] * square + 1.0
         for i in range(means.size):
-            means_bar[i] += share_bar * square / below * region.pull[n, i]
-        tau_bar += share_bar * (along - region.offset[n] * region.quality[n]) / (below * below)
+            means_bar[i] += share_bar * square / below * images.pull[n, i]
+        tau_bar += share_bar * (along - images.offset[n] * images.quality[n]) / (below * below)
     return 2.0 * square * tau_bar
 
 
 @jit
-def above_level(region, S0_roi):
+def above_level(images, S0_roi):
     """Difference of S0_roi from the level at which the curves were summed, relative to that level."""
-    level = region.level[0]
+    level = images.level[0]
     return S0_roi / level - 1.0 if level > 0.0 else 0.0
 
 
 @jit
-def find_effects(region, z, sums, S0_roi, sigma, tau, effects):
+def find_effects(images, z, sums, S0_roi, sigma, tau, effects):
     """Set the effects of the sorted images from their coordinates z and the sums of the curves.
 
     Returns the logarithm of the Jacobian.
     """
-    total, prior, above = 0.0, 1.0 / (tau * tau), above_level(region, S0_roi)
+    total, prior, above = 0.0, 1.0 / (tau * tau), above_level(images, S0_roi)
     for k in range(effects.size):
-        precision = region.certainty[k] / (sigma * sigma)
+        precision = images.certainty[k] / (sigma * sigma)
         both = precision + prior
-        away = region.target[k] - math.log(sums[k]) - above
-        effects[k] = away * precision / both + z[int(region.order[k])] / math.sqrt(both)
+        away = images.target[k] - math.log(sums[k]) - above
+        effects[k] = away * precision / both + z[int(images.order[k])] / math.sqrt(both)
         total -= 0.5 * math.log(both)
     return total
 
@@ -248,18 +248,18 @@ def effects_prior(effects, tau, scale):
 
 
 @jit
-def effects_adjoint(region, z, sums, S0_roi, sigma, tau, scale, effects, effects_bar, z_bar, sums_bar):
+def effects_adjoint(images, z, sums, S0_roi, sigma, tau, scale, effects, effects_bar, z_bar, sums_bar):
     """Take the adjoint of the effects back through `find_effects` and `effects_prior`.
 
     Sets those of z and of the sums; returns those of S0_roi, of ln sigma and of ln tau.
     """
     prior, in_precision, in_prior, in_above = 1.0 / (tau * tau), 0.0, 0.0, 0.0
-    above = above_level(region, S0_roi)
+    above = above_level(images, S0_roi)
     for k in range(effects.size):
-        n = int(region.order[k])
-        precision = region.certainty[k] / (sigma * sigma)
+        n = int(images.order[k])
+        precision = images.certainty[k] / (sigma * sigma)
         both = precision + prior
-        away = region.target[k] - math.log(sums[k]) - above
+        away = images.target[k] - math.log(sums[k]) - above
         bar = effects_bar[k] - effects[k] * prior
         in_both = -bar * (away * precision / both + 0.5 * z[n] / math.sqrt(both)) / both - 0.5 / both
         z_bar[n] = bar / math.sqrt(both)
@@ -268,5 +268,5 @@ def effects_adjoint(region, z, sums, S0_roi, sigma, tau, scale, effects, effects
         in_precision += precision * (bar * away / both + in_both)
         in_prior += in_both - 0.5 * effects[k] * effects[k]
     in_tau = -2.0 * prior * in_prior - effects.size + 1.0 - (tau / scale) ** 2
-    in_S0 = in_above / region.level[0] if region.level[0] > 0.0 else 0.0
+    in_S0 = in_above / images.level[0] if images.level[0] > 0.0 else 0.0
     return in_S0, -2.0 * in_precision, in_tau

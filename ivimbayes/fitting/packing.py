@@ -82,24 +82,12 @@ class PackedRegion(NamedTuple):
         Mean signal at each b times ``root``, the square root of the number of images averaged into it.
     within, present : ndarray (B, BLOCK)
         Weighted sum of squares within the b values; 1 for a voxel, 0 for a filler.
+    images : int
+        Number of images with effects, M; 0 without. See `PackedImages`.
     precision : ndarray (B, Q, Q, BLOCK)
         Lambda of `Informed`.
     shift : ndarray (B, Q, BLOCK)
         Eta of `Informed`.
-    order : ndarray (K,)
-        Which image each of the sorted measurements is; K is M with image effects, which are not merged, and
-        0 without, as is the size of all that follows.
-    target, certainty, quality, height, offset, vectors, pull, origin, level
-        As in `ImageReference`, ``target`` and ``certainty`` sorted by b.
-    turn, reflectors : ndarray (1, K), (R, V Q)
-        As in `ImageReference`, the number of the reflector first.
-    weight : ndarray (B, M, BLOCK)
-        As in `ImageReference`, over ``root``.
-    cross : ndarray (B, Q, K, BLOCK)
-        As in `ImageReference`; one block of no images without.
-    middle, stretch : ndarray (H,), (H, H)
-        The coordinates of the H hyperparameters are middle + stretch times those that are sampled; H is 0
-        where they are sampled as they are.
     """
 
     form: Form
@@ -125,8 +113,31 @@ class PackedRegion(NamedTuple):
     root: Cube
     within: Matrix
     present: Matrix
+    images: int
     precision: Cubes
     shift: Cube
+
+
+class PackedImages(NamedTuple):
+    """What image effects need of a region: more views of its block of numbers.
+
+    As in `ImageReference`, for K images, which are not merged; R reflectors.
+
+    Attributes
+    ----------
+    order : ndarray (K,)
+        Which image each of the sorted measurements is.
+    target, certainty : ndarray (K,)
+        Sorted by b.
+    turn : ndarray (1, K)
+    quality, height, offset : ndarray (K,)
+    vectors, pull, origin, level : ndarray (K, K), (K, Q), (Q,), (1,)
+    reflectors : ndarray (R, V Q)
+    weight : ndarray (B, K, BLOCK)
+        Over ``root``.
+    cross : ndarray (B, Q, K, BLOCK)
+    """
+
     order: Vector
     target: Vector
     certainty: Vector
@@ -141,8 +152,6 @@ class PackedRegion(NamedTuple):
     reflectors: Matrix
     weight: Cube
     cross: Cubes
-    middle: Vector
-    stretch: Matrix
 
 
 HEAD = 20  # length, lanes, voxels, P, M, steps, Q, noise, form (3), six more of `PackedRegion`, K, H, R
@@ -165,7 +174,7 @@ def pack_region(
     level : {"voxel", "mean"}
         As in `build_model`.
     stretched : tuple of ndarray (H,), (H, H), optional
-        ``middle`` and ``stretch`` of `PackedRegion`.
+        The coordinates of the H hyperparameters are the first plus the second times those that are sampled.
     """
     V, Q = data["eta"].shape
     form, marginal = form_of(SIGNALS[spec.signal]), NOISES[spec.noise].marginal
@@ -262,7 +271,7 @@ def to_blocks(values: Array, lanes: int) -> Array:
 
 @allocating_jit
 def unpack(block):
-    """Make views of the parts of a block from `pack_region`."""
+    """Make views of the parts of a block from `pack_region`, those of its images left out."""
     lanes, V, P, M, S = int(block[1]), int(block[2]), int(block[3]), int(block[4]), int(block[5])
     Q = int(block[6])
     B, pairs = (V + lanes - 1) // lanes, P * (P - 1) // 2
@@ -274,16 +283,6 @@ def unpack(block):
     o5 = o4 + 2 * B * lanes
     o6 = o5 + B * Q * Q * lanes
     n = B * M * lanes
-    K = int(block[17])
-    i0 = o6 + B * Q * lanes
-    i1 = i0 + 7 * K
-    i2 = i1 + K * K + K * Q
-    images, crossed = (1, B) if K > 0 else (0, 1)
-    i3 = i2 + images * (Q + 1)
-    R = int(block[19])
-    i4 = i3 + R * V * Q
-    i5 = i4 + images * n
-    i6, H = i5 + B * Q * K * lanes, int(block[18])
     return PackedRegion(
         Form(int(block[8]), int(block[9]), int(block[10])),
         int(block[7]),
@@ -308,29 +307,45 @@ def unpack(block):
         block[o3 + n : o3 + 2 * n].reshape((B, M, lanes)),
         block[o4 : o4 + B * lanes].reshape((B, lanes)),
         block[o4 + B * lanes : o4 + 2 * B * lanes].reshape((B, lanes)),
+        int(block[17]),
         block[o5 : o5 + B * Q * Q * lanes].reshape((B, Q, Q, lanes)),
         block[o6 : o6 + B * Q * lanes].reshape((B, Q, lanes)),
+    )
+
+
+@allocating_jit
+def unpack_images(block):
+    """Make views of what image effects need of a block: its last part, before the stretch."""
+    lanes, V, Q = int(block[1]), int(block[2]), int(block[6])
+    K, H, R = int(block[17]), int(block[18]), int(block[19])
+    B = (V + lanes - 1) // lanes
+    i4 = block.size - H * (H + 1)
+    i3 = i4 - B * Q * K * lanes
+    i2 = i3 - B * K * lanes
+    i1 = i2 - R * V * Q
+    i0 = i1 - 7 * K - K * K - K * Q - Q - 1
+    square = i0 + 7 * K
+    origin = square + K * K + K * Q
+    return PackedImages(
         block[i0 : i0 + K],
         block[i0 + K : i0 + 2 * K],
         block[i0 + 2 * K : i0 + 3 * K],
         block[i0 + 3 * K : i0 + 4 * K].reshape((1, K)),
         block[i0 + 4 * K : i0 + 5 * K],
         block[i0 + 5 * K : i0 + 6 * K],
-        block[i0 + 6 * K : i0 + 7 * K],
-        block[i1 : i1 + K * K].reshape((K, K)),
-        block[i1 + K * K : i1 + K * K + K * Q].reshape((K, Q)),
-        block[i2 : i2 + images * Q],
-        block[i2 + images * Q : i3],
-        block[i3:i4].reshape((R, V * Q)),
-        block[i4 : i4 + images * n].reshape((images * B, M, lanes)),
-        block[i5:i6].reshape((crossed, Q, K, lanes)),
-        block[i6 : i6 + H],
-        block[i6 + H : i6 + H + H * H].reshape((H, H)),
+        block[i0 + 6 * K : square],
+        block[square : square + K * K].reshape((K, K)),
+        block[square + K * K : origin].reshape((K, Q)),
+        block[origin : origin + Q],
+        block[origin + Q : i1],
+        block[i1:i2].reshape((R, V * Q)),
+        block[i2:i3].reshape((B, K, lanes)),
+        block[i3:i4].reshape((B, Q, K, lanes)),
     )
 
 
 def stretch_of(block: Array) -> tuple[Array, Array]:
-    """``middle`` and ``stretch`` of a packed region, empty where its coordinates are sampled as they are."""
+    """Offset and matrix from sampled hyperparameters to their coordinates; empty where there are none."""
     H = int(block[18])
     middle = block.size - H * H - H
     return block[middle : middle + H], block[middle + H :].reshape(H, H)
