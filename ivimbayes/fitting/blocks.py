@@ -312,7 +312,8 @@ class Sums(NamedTuple):
 @allocating_jit
 def make_sums(P, Q, lanes):
     """Zeros."""
-    return Sums(np.zeros((4, lanes)), np.zeros((Q, lanes)), np.zeros((Q + 1 + P, lanes)))
+    every = np.zeros((4 + 2 * Q + 1 + P, lanes))
+    return Sums(every[:4], every[4 : 4 + Q], every[4 + Q :])
 
 
 @jit

@@ -106,6 +106,28 @@ def stretch_gradient(gradient, block):
             gradient[j] += block[matrix + i * H + j] * by_coordinate[i]
 
 
+@allocating_jit
+def add_covariance(region, sd, r, L, S, S_bar, gradient):
+    """Add to the gradient in ln sd and the partial correlations what the voxels say of the covariance."""
+    # Sigma⁻¹ = (L L')⁻¹, so L̄ = -2 tril(Sigma⁻¹ S̄ L⁻ᵀ); L = diag(sd) C(r), d r = (1 - r²) / 2 d x
+    P, V = sd.size, region.voxels
+    T = product(product(S, S_bar, P), product(S, L, P), P)
+    for i in range(P):
+        row = i * (i - 1) // 2
+        for j in range(i + 1):
+            bar = -2 * T[i, j]
+            if i == j:
+                bar -= V / L[i, i]
+            gradient[i] += bar * L[i, j]
+            for k in range(j):
+                gradient[P + row + k] -= 0.5 * bar * L[i, j] * r[row + k]
+            if j < i:
+                rest = sd[i]
+                for k in range(j):
+                    rest *= math.sqrt((1.0 - r[row + k]) * (1.0 + r[row + k]))
+                gradient[P + row + j] += 0.5 * bar * rest * (1 - r[row + j] ** 2)
+
+
 @separate(allocates=True)
 def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
     """Log-density of a region and its gradient.
@@ -164,22 +186,7 @@ def region_density(x: Vector, gradient: Vector, block: Vector) -> float:
         size = abs(x[2 * P + n])
         total -= region.shapes[n] * (size + 2 * math.log1p(math.exp(-size)))
         gradient[2 * P + n] = -region.shapes[n] * r[n]
-    # Sigma⁻¹ = (L L')⁻¹, so L̄ = -2 tril(Sigma⁻¹ S̄ L⁻ᵀ); L = diag(sd) C(r), d r = (1 - r²) / 2 d x
-    T = product(product(S, S_bar, P), product(S, L, P), P)
-    for i in range(P):
-        row = i * (i - 1) // 2
-        for j in range(i + 1):
-            bar = -2 * T[i, j]
-            if i == j:
-                bar -= V / L[i, i]
-            gradient[P + i] += bar * L[i, j]
-            for k in range(j):
-                gradient[2 * P + row + k] -= 0.5 * bar * L[i, j] * r[row + k]
-            if j < i:
-                rest = sd[i]
-                for k in range(j):
-                    rest *= math.sqrt((1.0 - r[row + k]) * (1.0 + r[row + k]))
-                gradient[2 * P + row + j] += 0.5 * bar * rest * (1 - r[row + j] ** 2)
+    add_covariance(region, sd, r, L, S, S_bar, gradient[P:h])
     if block[18] > 0.0:
         stretch_gradient(gradient, block)
     return total

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from numba.core.runtime import _nrt_python, rtsys
 from scipy.special import expit
 from scipy.stats import beta, halfnorm, multivariate_normal, multivariate_t, norm
 
@@ -327,3 +328,24 @@ def test_an_unknown_noise_is_an_error_everywhere(monkeypatch: pytest.MonkeyPatch
     assert np.isfinite(log_density(x, np.empty_like(x), block))
     block[7] = 3  # of no noise
     assert np.isnan(log_density(x, np.empty_like(x), block))
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_all_memory_is_freed(images: bool) -> None:
+    """A compiled function that is told not to count references leaks what it is handed."""
+    data, spec = region("normal", "voxel", images=images)
+    block, x = pack_region(data, spec), points(data, "voxel", 1, images=images)[0]
+    slope = np.empty_like(x)
+    log_density(x, slope, block)
+    split_draws(x[None], block)
+    _nrt_python.memsys_enable_stats()
+    try:
+        before = rtsys.get_allocation_stats()
+        _log_density(x, slope, block)
+        split_draws(x[None], block)
+        after = rtsys.get_allocation_stats()
+    finally:
+        _nrt_python.memsys_disable_stats()
+    made = after.alloc - before.alloc
+    assert made > 10
+    assert after.free - before.free == made

@@ -258,7 +258,7 @@ from ivimbayes.maps.execution import compile_kernel
 def has_array(of):
     return isinstance(of, Array) or isinstance(of, BaseTuple) and any(map(has_array, of))
 
-compile_kernel("gaussian", False), compile_density("gaussian", False)
+compile_kernel("gaussian", False), compile_density("gaussian", False, images=True)
 modules = [m for name, m in sys.modules.items() if name.startswith("ivimbayes.")]
 found = {f for m in modules for f in vars(m).values() if isinstance(f, Dispatcher)}
 for counts in (False, True):
