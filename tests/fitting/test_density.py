@@ -40,7 +40,8 @@ MORE = [
 IMAGES = [  # with image effects
     ("normal", "voxel", "biexponential", "gaussian", True),
     ("mixture", "voxel", "stretched", "gaussian", True),
-    ("normal", "voxel", "simplified", "rician", True),
+    ("normal", "voxel", "simplified", "student_t", True),
+    pytest.param("normal", "voxel", "simplified", "rician", True, marks=pytest.mark.slow),
 ]
 
 

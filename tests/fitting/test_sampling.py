@@ -21,6 +21,7 @@ GROUPS = {
     "observed_data", "constant_data",
 }  # fmt: skip
 Scan = tuple[xr.Dataset, xr.Dataset]
+TINY: dict[str, Any] = {**SHORT, "draws": 50, "tune": 50, "voxels_per_roi": 8}
 
 
 def test_groups_dims_and_units(short_fit: xr.DataTree) -> None:
@@ -180,15 +181,15 @@ def test_finished_regions_are_kept(
     monkeypatch.setattr(convergence.Chains, "good", property(lambda _: True), raising=True)
     with pytest.raises(KeyboardInterrupt):
         for _ in range(2):
-            fit(phantom_scan[0], seed=8, checkpoint=tmp_path / "kept", cores=1, **SHORT)
+            fit(phantom_scan[0], seed=8, checkpoint=tmp_path / "kept", cores=1, **TINY)
             (tmp_path / "kept" / "region-2.nc").unlink()
     before = len(calls)
-    whole = fit(phantom_scan[0], seed=8, checkpoint=tmp_path / "kept", cores=1, **SHORT)
+    whole = fit(phantom_scan[0], seed=8, checkpoint=tmp_path / "kept", cores=1, **TINY)
     assert len(calls) == before + 1
-    fresh = fit(phantom_scan[0], seed=8, cores=2, **SHORT)
+    fresh = fit(phantom_scan[0], seed=8, cores=2, **TINY)
     xr.testing.assert_identical(whole["posterior"].to_dataset(), fresh["posterior"].to_dataset())
     (tmp_path / "kept" / "region-1.nc").write_bytes(b"damaged")
-    again = fit(phantom_scan[0], seed=8, checkpoint=tmp_path / "kept", cores=1, **SHORT)
+    again = fit(phantom_scan[0], seed=8, checkpoint=tmp_path / "kept", cores=1, **TINY)
     xr.testing.assert_identical(again["posterior"].to_dataset(), fresh["posterior"].to_dataset())
 
 
