@@ -77,7 +77,10 @@ def test_what_is_minimised_is_chosen() -> None:
     assert float(sd["D"].sel(parameter="D")) <= 1.02 * between < float(sd["D_star"].sel(parameter="D"))
 
 
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize(
+    "signal",
+    [s if s in ("simplified", "stretched") else pytest.param(s, marks=pytest.mark.slow) for s in SIGNALS],
+)
 def test_every_signal_has_a_design(signal: str) -> None:
     b_max = 1200.0
     found = ib.design_protocol(8, "liver", b_max=b_max, signal=signal, minimise="D", **QUICK)
