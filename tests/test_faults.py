@@ -305,6 +305,23 @@ def two_regions(scan: xr.Dataset) -> xr.Dataset:
     return few.assign(roi=few["roi"].where(few["roi"] < 3, 0)).assign_attrs(roi_names=names)
 
 
+def test_a_small_fit_is_written_as_a_large_one(
+    phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joined in memory or in the file: the same file, and the same tree."""
+    options: dict[str, Any] = {**SHORT, "draws": 50, "tune": 50, "voxels_per_roi": 5, "seed": 2}
+    scan, found = two_regions(phantom_scan[0]), {}
+    for held in (2**26, 0):
+        monkeypatch.setattr(sampling, "HELD_BYTES", held)
+        with fit(scan, checkpoint=tmp_path / str(held), load=False, **options) as tree:
+            assert tree["posterior"]["f"].variable._in_memory == (held > 0)
+            found[held] = tree.load().copy(deep=True), read_tree(tmp_path / str(held) / "posterior.nc")
+    for small, large in zip(*found.values(), strict=True):
+        assert small.attrs == large.attrs
+        for name, node in small.children.items():
+            xr.testing.assert_identical(node.to_dataset(), large[name].to_dataset())
+
+
 @pytest.mark.slow
 def test_one_parameter_has_no_pairs(
     phantom_scan: tuple[xr.Dataset, xr.Dataset], tmp_path: Path, refused: Refused

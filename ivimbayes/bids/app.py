@@ -35,7 +35,7 @@ from ivimbayes.cohorts.contrasts import write_cohort
 from ivimbayes.cohorts.fit import fit_cohort
 from ivimbayes.errors import InputError, printable
 from ivimbayes.fitting.checkpoint import FinishedRegion
-from ivimbayes.fitting.fit import JOINED, finish_file
+from ivimbayes.fitting.fit import HELD_BYTES, JOINED, finish_file
 from ivimbayes.fitting.plan import CHAINS, DRAWS, TARGET_ACCEPT, TUNE, FitPlan, Settings, plan_fit
 from ivimbayes.fitting.voxels import VOXELS_PER_ROI
 from ivimbayes.io.scans import file_digest, read_scan, roi_names
@@ -428,8 +428,10 @@ def _take(
     """Take a region's result; write the run if it was the last."""
     if isinstance(result, Exception):
         raise _of_region(job.name, result)
-    last = len(opened.results) == len(opened.plan.chosen) - 1  # the others are read again when it is done
-    opened.results[job.name] = FinishedRegion(result if last else None, job.file(out / KEPT), job.key)
+    last = len(opened.results) == len(opened.plan.chosen) - 1
+    held = sum(region.tree.nbytes for region in opened.results.values() if region.tree is not None)
+    stays = last or held + result.nbytes <= HELD_BYTES  # what does not is read again when the run is done
+    opened.results[job.name] = FinishedRegion(result if stays else None, job.file(out / KEPT), job.key)
     if not last:
         return None
     run, scan = opened.run, opened.scan

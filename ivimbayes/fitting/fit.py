@@ -164,10 +164,20 @@ def finish_fit(results: Mapping[str, xr.DataTree], scan: xr.Dataset, plan: FitPl
 def finish_file(
     results: Mapping[str, FinishedRegion], scan: xr.Dataset, plan: FitPlan, path: Path, **attrs: str
 ) -> xr.DataTree:
-    """Join the regions of a plan like `finish_fit`, but in a file, which is then open."""
+    """Join the regions of a plan like `finish_fit`, and write them to a file.
+
+    The tree is open: draws are read from the file each time that they are used. Only if all regions are still
+    in memory, which small ones are, is it there too.
+    """
     for left in (path, *path.parent.glob(".part-*.nc")):  # of a run that was ended
         left.unlink(missing_ok=True)
-    trees = (results[name].read() for name in plan.chosen if name in results)
+    found = {name: results[name] for name in plan.chosen if name in results}
+    if all(region.tree is not None for region in found.values()):
+        tree = finish_fit({name: region.read() for name, region in found.items()}, scan, plan)
+        tree.attrs |= attrs
+        write_tree(tree, path)
+        return tree
+    trees = (region.read() for region in found.values())
     write_regions(trees, path, scan["affine"].values, describe_fit(scan, plan) | attrs)
     return open_tree(path, check=False)
 
