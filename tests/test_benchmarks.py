@@ -14,6 +14,7 @@ from ivimbayes.fitting.draws import split_draws
 from ivimbayes.fitting.packing import coordinates, unpack
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 def test_rival_has_the_same_voxels_and_parameters() -> None:
     scan = population.scan_of(1)

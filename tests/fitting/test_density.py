@@ -29,7 +29,7 @@ B = [0, 10, 40, 0, 100, 200, 400, 400 + 1e-10, 600, 15.5]  # repeated, one up to
 CASES = [
     ("normal", "voxel", "biexponential", "gaussian", False),
     pytest.param("student_t", "voxel", "biexponential", "gaussian", False, marks=pytest.mark.slow),
-    ("mixture", "voxel", "biexponential", "gaussian", False),
+    pytest.param("mixture", "voxel", "biexponential", "gaussian", False, marks=pytest.mark.slow),
     ("normal", "mean", "biexponential", "gaussian", False),
 ]
 MORE = [

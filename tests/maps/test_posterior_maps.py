@@ -525,7 +525,9 @@ def test_fit_writes_maps(folder: Path) -> None:
     assert nib.load(folder / "out" / "maps" / "f_mean.nii.gz").shape == (20, 20, 1)
 
 
-@pytest.mark.parametrize("form", ["nifti", "netcdf", "zarr"])
+@pytest.mark.parametrize(
+    "form", ["nifti", *(pytest.param(f, marks=pytest.mark.slow) for f in ("netcdf", "zarr"))]
+)
 def test_map_command(folder: Path, tmp_path: Path, form: str) -> None:
     words = [
         "map",

@@ -66,6 +66,7 @@ def test_fast_criterion_is_near_the_simulated_one() -> None:
     assert abs(fast / search.simulated(chosen) - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_what_is_minimised_is_chosen() -> None:
     by = {p: ib.design_protocol(8, "liver", minimise=p, **QUICK) for p in ("D", "D_star")}
     sd = {p: by[p]["expected_sd"].sel(protocol="designed") for p in by}

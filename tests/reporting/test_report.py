@@ -273,6 +273,7 @@ def test_a_page_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_report_from_the_shell(lone_fit: xr.DataTree, maps: xr.Dataset, tmp_path: Path) -> None:
     write_tree(lone_fit, tmp_path / "posterior.nc")
     write_maps(maps, tmp_path / "maps")
