@@ -384,7 +384,7 @@ def voxels_density(x, first, gradient, region, mu, L, S, scalars, second, adjoin
 
 @jit
 def add_sums(region, mu, L, S, scalars, sums, S_sum, adjoints):
-    """Add sums over voxels to the adjoints; what they and the determinant of the population add."""
+    """Add the sums over voxels to the adjoints; return the log-density of all voxels."""
     P, Q, V = region.centre.size, mu.size, region.voxels
     total = -V * noise_logs(region) * math.log(scalars[2] ** 2)
     for i in range(1 + P):

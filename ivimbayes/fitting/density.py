@@ -108,7 +108,7 @@ def stretch_gradient(gradient, block):
 
 @allocating_jit
 def add_covariance(region, sd, r, L, S, S_bar, gradient):
-    """Add to the gradient in ln sd and the partial correlations what the voxels say of the covariance."""
+    """Add to the gradient in ln sd and the partial correlations the part that depends on the covariance."""
     # Sigma⁻¹ = (L L')⁻¹, so L̄ = -2 tril(Sigma⁻¹ S̄ L⁻ᵀ); L = diag(sd) C(r), d r = (1 - r²) / 2 d x
     P, V = sd.size, region.voxels
     T = product(product(S, S_bar, P), product(S, L, P), P)

@@ -84,8 +84,9 @@ def fit(
     checkpoint : path, optional
         Folder in which finished regions are kept; a later call with the same input continues from there.
     load : bool
-        Give the draws in memory. If not, which needs a checkpoint, they stay in ``posterior.nc`` there, and
-        are read as they are used: then the memory does not grow with the number of regions.
+        Give the draws in memory. If not, which needs a checkpoint, they stay in ``posterior.nc`` there and
+        are read as they are used, so that memory does not grow with the number of regions; draws of up to
+        64 MiB in all stay in memory.
 
     Returns
     -------
@@ -166,8 +167,8 @@ def finish_file(
 ) -> xr.DataTree:
     """Join the regions of a plan like `finish_fit`, and write them to a file.
 
-    The tree is open: draws are read from the file each time that they are used. Only if all regions are still
-    in memory, which small ones are, is it there too.
+    If all regions are still in memory, the tree is too. Otherwise it is open: draws are read from the file
+    each time they are used.
     """
     for left in (path, *path.parent.glob(".part-*.nc")):  # of a run that was ended
         left.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 # mypy: disallow_untyped_defs=False
 """The voxels' part of a region's density with image effects, and the gradient.
 
-The effects depend on the curves of all voxels, so that the blocks of voxels are gone through three times: for
-the curves and their sums, which give the effects; for the signals' density; and back to theta and z. What the
-changes of coordinates do is in `ivimbayes.fitting.image_effects`.
+The effects depend on the curves of all voxels, so each evaluation makes three passes over the blocks of
+voxels. The first finds the curves and their sums, which give the effects; the second adds the density of the signals;
+the third takes the gradient back to theta and z. `ivimbayes.fitting.image_effects` explains the coordinates.
 """
 
 import math

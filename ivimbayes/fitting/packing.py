@@ -271,7 +271,7 @@ def to_blocks(values: Array, lanes: int) -> Array:
 
 @allocating_jit
 def unpack(block):
-    """Make views of the parts of a block from `pack_region`, those of its images left out."""
+    """Make views of the parts of a block from `pack_region`, except those for image effects."""
     lanes, V, P, M, S = int(block[1]), int(block[2]), int(block[3]), int(block[4]), int(block[5])
     Q = int(block[6])
     B, pairs = (V + lanes - 1) // lanes, P * (P - 1) // 2

@@ -333,7 +333,7 @@ def test_an_unknown_noise_is_an_error_everywhere(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("images", [False, True])
 def test_all_memory_is_freed(images: bool) -> None:
-    """A compiled function that is told not to count references leaks what it is handed."""
+    """A function compiled without reference counts leaks arrays that another one returns to it."""
     data, spec = region("normal", "voxel", images=images)
     block, x = pack_region(data, spec), points(data, "voxel", 1, images=images)[0]
     slope = np.empty_like(x)
