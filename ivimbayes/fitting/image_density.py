@@ -2,8 +2,9 @@
 """The voxels' part of a region's density with image effects, and the gradient.
 
 The effects depend on the curves of all voxels, so each evaluation makes three passes over the blocks of
-voxels. The first finds the curves and their sums, which give the effects; the second adds the density of the signals;
-the third takes the gradient back to theta and z. `ivimbayes.fitting.image_effects` explains the coordinates.
+voxels. The first finds the curves and their sums, which give the effects; the second adds the density of the
+signals; the third takes the gradient back to theta and z. `ivimbayes.fitting.image_effects` explains the
+coordinates.
 """
 
 import math
@@ -45,7 +46,7 @@ from ivimbayes.fitting.image_effects import (
 from ivimbayes.fitting.packing import GAUSSIAN, unpack, unpack_images
 from ivimbayes.models.spec import IMAGE_SCALE
 from ivimbayes.numerics.jit import Cubes, Matrix, Vector, allocating_jit, jit, separate
-from ivimbayes.numerics.signals import Form, Shape, make_shapes, shape_at, signal_adjoint, signal_curve
+from ivimbayes.numerics.signals import make_shapes, shape_at, signal_adjoint, signal_curve
 from ivimbayes.numerics.triangular import multiply
 
 # Rows of `by_image` (6, K): the effects, their exponentials, the sums of the curves, what moves the centres
@@ -125,32 +126,6 @@ def add_moves(cross, e_bar, moves):
                 moves[k, w] += cross[i, k, w] * e_bar[i, w]
 
 
-@separate()
-def block_curve(
-    form: Form,
-    P: int,
-    b: Vector,
-    step: Vector,
-    steps: Vector,
-    left: Vector,
-    right: Vector,
-    root: Matrix,
-    theta: Matrix,
-    curve: Matrix,
-    shape: Shape,
-) -> None:
-    """Set the weighted curves of a block."""
-    signal_curve(form, theta[:P], root, b, step, steps, left, right, curve, shape)
-
-
-@separate()
-def block_adjoint(
-    form: Form, curve_bar: Matrix, root: Matrix, b: Vector, shape: Shape, theta_bar: Matrix
-) -> None:
-    """Set the adjoint of theta from that of the weighted curves of a block."""
-    signal_adjoint(form, curve_bar, root, b, shape, theta_bar)
-
-
 @jit
 def add_weighted(P, weight, curve, theta, sums):
     """Add to each image the weighted sum of its curves over the voxels of a block, times S0 if latent."""
@@ -210,9 +185,9 @@ def place_effects(region, images, x, first, means, S, scalars, scratch):
         read_z(z, n * lanes * Q, min(lanes, V - n * lanes), rows[Z])
         move_centres(region.shift[n], images.cross[n], by_image[MOVE], rows[RIGHT])
         locate(S, shift, region.precision[n], rows[RIGHT], scratch.squares[n], rows)
-        block_curve(
-            region.form, P, region.b, region.step, region.steps, region.left, region.right, region.root[n],
-            rows[THETA], curve, shape_at(scratch.shapes, n),
+        signal_curve(
+            region.form, rows[THETA][:P], region.root[n], region.b, region.step, region.steps, region.left,
+            region.right, curve, shape_at(scratch.shapes, n),
         )  # fmt: skip
         add_weighted(P, images.weight[n], curve, rows[THETA], by_image[SUM])
     total = find_effects(
@@ -262,7 +237,7 @@ def block_to_z(region, images, n, mu, S, extended, scratch, z_bar):
     add_weighted_adjoint(
         P, images.weight[n], by_image[FACTOR_OF], by_image[SUM_BAR], curves, rows[THETA], rows[THETA_BAR]
     )
-    block_adjoint(
+    signal_adjoint(
         region.form, curves[1], region.root[n], region.b, shape_at(scratch.shapes, n), rows[THETA_BAR]
     )
     population(
